@@ -1,0 +1,198 @@
+"""Decide about one login: remembered, to be verified, refused, or asked too often.
+
+Three facts shape this (all measured, see docs/security.md): a bcrypt check costs about
+50 ms of CPU, so a credential that was verified stays verified until its user's hash
+changes; a flood of guesses must not push honest users out, so failures are counted per
+address and user name, and waiting checks are served with the quietest address first; and
+an unknown name must cost the guesser the same time as a wrong password, but us no CPU.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import hmac
+import itertools
+import os
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+import bcrypt
+
+FAILURES_ALLOWED = 10
+"""Wrong passwords that one address may try for one user name within FAILURE_WINDOW_SECONDS."""
+FAILURE_WINDOW_SECONDS = 60.0
+WAITING_CHECKS_LIMIT = 64
+"""Checks that may wait for the one bcrypt thread (about 3 s of work)."""
+REMEMBERED_LIMIT = 10_000
+"""Credentials, right or wrong, and addresses that are remembered at most."""
+
+
+class Outcome(Enum):
+    """What to answer: the values are HTTP status codes of the verify route."""
+
+    ACCEPTED = 204
+    REFUSED = 401
+    TOO_MANY = 403  # auth_request passes only 2xx, 401 and 403 on
+
+
+@dataclass(frozen=True)
+class Login:
+    """The decision about one request. `user` is set only when accepted."""
+
+    outcome: Outcome
+    user: str | None = None
+    retry_after_seconds: int = 0
+
+
+def parse_basic(authorization: str) -> tuple[str, str] | None:
+    """Given an Authorization header, return (name, password), or None if it is not Basic.
+
+    The password may hold colons and any UTF-8 (RFC 7617).
+    """
+    scheme, _, encoded = authorization.partition(" ")
+    if scheme.lower() != "basic":
+        return None
+    try:
+        decoded = base64.b64decode(encoded.strip(), validate=True).decode("utf-8")
+    except (binascii.Error, UnicodeDecodeError):
+        return None
+    name, colon, password = decoded.partition(":")
+    return (name, password) if colon and name else None
+
+
+def check_bcrypt(password: str, password_hash: str) -> bool:
+    """Return whether the password has this bcrypt hash (about 50 ms at cost 10).
+
+    bcrypt reads 72 bytes; what is longer is refused when a password is set.
+    """
+    return bcrypt.checkpw(password.encode()[:72], password_hash.encode())
+
+
+class Bounded(OrderedDict):
+    """A mapping that forgets its oldest entry beyond REMEMBERED_LIMIT."""
+
+    def __setitem__(self, key: object, value: object) -> None:
+        super().__setitem__(key, value)
+        self.move_to_end(key)
+        while len(self) > REMEMBERED_LIMIT:
+            self.popitem(last=False)
+
+
+class LoginDesk:
+    """Decides about logins and remembers what was decided. One per process."""
+
+    def __init__(
+        self,
+        users: Callable[[], dict[str, str]],
+        *,
+        check: Callable[[str, str], bool] = check_bcrypt,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._users = users
+        self._check = check
+        self._clock = clock
+        self._pepper = os.urandom(32)
+        self._verified: Bounded = Bounded()  # digest -> (user, hash it was verified against)
+        self._wrong: Bounded = Bounded()  # digest -> (hash it failed against, time)
+        self._failures: Bounded = Bounded()  # (address, user) -> times of failures
+        self._failing_addresses: Bounded = Bounded()  # address -> (failures, time of the last)
+        self._queue: asyncio.PriorityQueue = asyncio.PriorityQueue()
+        self._order = itertools.count()
+        self._pending: dict[bytes, asyncio.Future] = {}
+        self._check_seconds = 0.05
+        self.checks_done = 0
+
+    async def decide(self, authorization: str, address: str) -> Login:
+        """Return the decision about an Authorization header that came from an address."""
+        credentials = parse_basic(authorization)
+        if credentials is None:
+            return Login(Outcome.REFUSED)
+        name, password = credentials
+        digest = hmac.digest(self._pepper, authorization.encode("utf-8", "replace"), hashlib.sha256)
+        password_hash = self._users().get(name)
+
+        remembered = self._verified.get(digest)
+        if remembered is not None and remembered == (name, password_hash):
+            return Login(Outcome.ACCEPTED, name)
+        if wait := self._locked_seconds(address, name):
+            return Login(Outcome.TOO_MANY, retry_after_seconds=wait)
+        if self._failed_lately(digest, password_hash):
+            return Login(Outcome.REFUSED)  # the same wrong words again: no check, no count
+        if password_hash is None:
+            await asyncio.sleep(self._check_seconds)
+            self._count_failure(address, name)
+            self._wrong[digest] = (None, self._clock())
+            return Login(Outcome.REFUSED)
+        if self._queue.qsize() >= WAITING_CHECKS_LIMIT:
+            return Login(Outcome.TOO_MANY, retry_after_seconds=2)
+
+        if await self._verified_by_check(digest, password, password_hash, address):
+            self._verified[digest] = (name, password_hash)
+            return Login(Outcome.ACCEPTED, name)
+        if not self._failed_lately(digest, password_hash):  # of many at once, count one
+            self._wrong[digest] = (password_hash, self._clock())
+            self._count_failure(address, name)
+        return Login(Outcome.REFUSED)
+
+    async def serve_checks(self) -> None:
+        """Do the waiting checks, one at a time, outside the event loop. Runs for ever."""
+        while True:
+            _, _, password, password_hash, answer = await self._queue.get()
+            started = self._clock()
+            try:
+                result = await asyncio.to_thread(self._check, password, password_hash)
+            except ValueError as error:  # a hash that bcrypt cannot read
+                print(f"login: {error}", flush=True)
+                result = False
+            self._check_seconds = min(self._clock() - started, 1.0)
+            self.checks_done += 1
+            if not answer.done():
+                answer.set_result(result)
+
+    async def _verified_by_check(
+        self, digest: bytes, password: str, password_hash: str, address: str
+    ) -> bool:
+        answer = self._pending.get(digest)
+        if answer is None:
+            answer = asyncio.get_running_loop().create_future()
+            self._pending[digest] = answer
+            answer.add_done_callback(lambda _: self._pending.pop(digest, None))
+            failures, _ = self._failing_addresses.get(address, (0, 0.0))
+            await self._queue.put((failures, next(self._order), password, password_hash, answer))
+        return await asyncio.shield(answer)
+
+    def _failed_lately(self, digest: bytes, password_hash: str | None) -> bool:
+        entry = self._wrong.get(digest)
+        return (
+            entry is not None
+            and entry[0] == password_hash
+            and self._clock() - entry[1] < FAILURE_WINDOW_SECONDS
+        )
+
+    def _locked_seconds(self, address: str, name: str) -> int:
+        times = self._failures.get((address, name))
+        if not times:
+            return 0
+        now = self._clock()
+        while times and now - times[0] >= FAILURE_WINDOW_SECONDS:
+            times.popleft()
+        if len(times) < FAILURES_ALLOWED:
+            return 0
+        return max(1, round(FAILURE_WINDOW_SECONDS - (now - times[0])))
+
+    def _count_failure(self, address: str, name: str) -> None:
+        now = self._clock()
+        self._failures.setdefault((address, name), deque(maxlen=FAILURES_ALLOWED)).append(now)
+        self._failures.move_to_end((address, name))
+        while len(self._failures) > REMEMBERED_LIMIT:
+            self._failures.popitem(last=False)
+        failures, last = self._failing_addresses.get(address, (0, now))
+        if now - last >= FAILURE_WINDOW_SECONDS:
+            failures = 0
+        self._failing_addresses[address] = (failures + 1, now)

@@ -1,0 +1,82 @@
+"""The ASGI application that gunicorn serves: MLflow's own behind the stack's layers.
+
+From the outside in: metrics, the stack's own routes, room on the temporary volume, MLflow.
+The own routes (/stack/ready, /stack/metrics) are not reachable through nginx.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import anyio.to_thread
+from mlflow.server.fastapi_app import app as mlflow_app
+
+from stackserver.database import check_database, pinned_revision
+from stackserver.metrics import MetricsLayer, render_metrics
+from stackserver.readiness import (
+    DATABASE_REMEMBERED_SECONDS,
+    STORAGE_REMEMBERED_SECONDS,
+    Check,
+    report,
+)
+from stackserver.settings import Settings, read_settings
+from stackserver.storage import check_storage
+from stackserver.tempspace import TempSpaceLayer
+
+
+class StackRoutes:
+    """ASGI layer with the stack's own routes; everything else is MLflow's."""
+
+    def __init__(self, app: Callable[..., Awaitable[None]], settings: Settings) -> None:
+        self._app = app
+        self._threads = settings.threads
+        self._checks = [
+            Check("database", lambda: check_database(settings.database_uri), DATABASE_REMEMBERED_SECONDS),
+            Check(
+                "storage",
+                lambda: check_storage(settings.s3_endpoint, settings.bucket),
+                STORAGE_REMEMBERED_SECONDS,
+            ),
+        ]
+        # Outside the pool that requests use: a probe must not wait for a busy server.
+        self._limiter = anyio.CapacityLimiter(4)
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        """Answer /stack/*, or pass the request on."""
+        if scope["type"] == "lifespan":
+            # The number of requests that are in MLflow's Flask part at once, per worker.
+            anyio.to_thread.current_default_thread_limiter().total_tokens = self._threads
+        elif scope["type"] == "http" and scope["path"].startswith("/stack/"):
+            await self._answer(scope["path"], send)
+            return
+        await self._app(scope, receive, send)
+
+    async def _answer(self, path: str, send: Any) -> None:
+        readiness = await anyio.to_thread.run_sync(report, self._checks, limiter=self._limiter)
+        if path == "/stack/ready":
+            status = 200 if readiness["status"] == "ready" else 503
+            content_type, body = b"application/json", json.dumps(readiness).encode()
+        elif path == "/stack/metrics":
+            status, content_type = 200, b"text/plain; version=0.0.4"
+            body = await anyio.to_thread.run_sync(render_metrics, readiness, limiter=self._limiter)
+        else:
+            status, content_type, body = 404, b"text/plain", b"not found\n"
+        headers = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+def create_app(settings: Settings) -> Callable[..., Awaitable[None]]:
+    """Return the whole application."""
+    pinned_revision()  # read once, before the workers fork
+    limited = TempSpaceLayer(
+        mlflow_app, Path(os.environ["TMPDIR"]), settings.tmp_limit_bytes, settings.tmp_reserve_bytes
+    )
+    return MetricsLayer(StackRoutes(limited, settings))
+
+
+app = create_app(read_settings())

@@ -1,0 +1,100 @@
+"""The artifact repository behind the proxied artifact routes: S3, through this server only.
+
+It takes the place of MLflow's own for the scheme `s3` (an entry point wins over a built-in,
+mlflow/store/artifact/artifact_repository_registry.py of 3.17.2) and differs in three ways:
+
+- It has none of the Multipart and Presigned mixins. MLflow would otherwise advertise
+  presigned transfers to the internal endpoint, which clients cannot reach: downloads hang
+  for minutes, and `.gz` files come back decompressed.
+- A missing object is RESOURCE_DOES_NOT_EXIST (404) instead of a 500, which clients
+  retry for four minutes.
+- Its client has short timeouts and follows rotated credentials.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from typing import Any
+
+from botocore.client import BaseClient
+from botocore.exceptions import ClientError
+from mlflow.environment_variables import MLFLOW_S3_ENDPOINT_URL
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
+from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
+
+from stackserver.storage import s3_client
+
+
+class StackS3ArtifactRepository(ArtifactRepository):
+    """S3 artifacts that are moved by the server itself.
+
+    Everything is delegated to MLflow's S3 repository; not inherited, because the mixins
+    that must not show are among its base classes.
+    """
+
+    def __init__(self, artifact_uri: str, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(artifact_uri, *arguments, **keywords)
+        self._s3 = _FastFailingS3(artifact_uri, *arguments, **keywords)
+
+    def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
+        """Store a local file under its own name in `artifact_path`."""
+        self._s3.log_artifact(local_file, artifact_path)
+
+    def log_artifacts(self, local_dir: str, artifact_path: str | None = None) -> None:
+        """Store the files of a local folder in `artifact_path`."""
+        self._s3.log_artifacts(local_dir, artifact_path)
+
+    def list_artifacts(self, path: str | None = None) -> list:
+        """Return the files and folders of `path` as MLflow's FileInfo records."""
+        return self._s3.list_artifacts(path)
+
+    def delete_artifacts(self, artifact_path: str | None = None) -> None:
+        """Delete the objects of `artifact_path`."""
+        self._s3.delete_artifacts(artifact_path)
+
+    def upload_archived_trace_data_bytes(self, data: bytes) -> None:
+        """Store the data of an archived trace."""
+        self._s3.upload_archived_trace_data_bytes(data)
+
+    def download_artifacts(self, artifact_path: str, dst_path: str | None = None) -> str:
+        """Return the local path of a downloaded file (or folder, as MLflow does).
+
+        A file is fetched at once, without MLflow's listing before it. Raise
+        MlflowException with RESOURCE_DOES_NOT_EXIST if there is no such object.
+        """
+        if not dst_path or not artifact_path:
+            return self._s3.download_artifacts(artifact_path, dst_path)
+        local_path = os.path.join(dst_path, *artifact_path.split("/"))
+        os.makedirs(os.path.dirname(local_path), exist_ok=True)
+        try:
+            self._s3._download_file(artifact_path, local_path)
+        except MlflowException:
+            if not self._s3.list_artifacts(artifact_path):
+                raise
+            return self._s3.download_artifacts(artifact_path, dst_path)
+        return local_path
+
+    def _download_file(self, remote_file_path: str, local_path: str) -> None:
+        self._s3._download_file(remote_file_path, local_path)
+
+
+class _FastFailingS3(S3ArtifactRepository):
+    """MLflow's S3 repository with our client and a 404 for what is missing."""
+
+    def _get_s3_client(self) -> BaseClient:
+        return s3_client(MLFLOW_S3_ENDPOINT_URL.get())
+
+    def _download_file(self, remote_file_path: str, local_path: str) -> None:
+        try:
+            super()._download_file(remote_file_path, local_path)
+        except ClientError as error:
+            if error.response.get("Error", {}).get("Code") not in {"404", "NoSuchKey"}:
+                raise
+            name = posixpath.basename(remote_file_path)
+            raise MlflowException(
+                f"The artifact '{name}' does not exist at '{remote_file_path}'.",
+                error_code=RESOURCE_DOES_NOT_EXIST,
+            ) from error

@@ -1,0 +1,239 @@
+"""One-shot before the server: refuse what would lose data, then make what is missing.
+
+Checks come first and change nothing: the settings, the schema's revision, the fingerprints
+of the keys that encrypt stored values. Then: MLflow's tables in an empty database, the
+schema `stackops`, the bucket, and a storage user that may do nothing but use it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import psycopg2
+import sqlalchemy
+import urllib3
+from minio import Minio, MinioAdmin
+from minio.credentials import StaticProvider
+from psycopg2.extensions import connection as Connection  # noqa: N812
+
+from stackserver.database import connect, known_revisions, pinned_revision, schema_revision
+from stackserver.serve import EXIT_REFUSED
+from stackserver.settings import SettingRefusedError, Settings, read_settings
+
+SECRETS = Path("/secrets/prepare")
+KEYS = ("kek_passphrase", "webhook_key")
+POLICY_NAME = "mlflow-stack-bucket"
+WAIT_SECONDS = 60
+NOT_THERE_YET = (psycopg2.OperationalError, urllib3.exceptions.HTTPError, OSError)
+
+
+class PrepareRefusedError(Exception):
+    """Going on would lose data; the message says what is wrong and the command that mends it."""
+
+
+def fingerprint(key: str) -> str:
+    """Return the fingerprint of a key: enough to recognise it, useless to derive it."""
+    return hashlib.sha256(b"mlflow-stack fingerprint\0" + key.encode()).hexdigest()
+
+
+def check_revision(revision: str | None, pinned: str, known: frozenset[str]) -> None:
+    """Raise PrepareRefusedError unless the schema is absent or exactly the pinned one."""
+    if revision is None or revision == pinned:
+        return
+    if revision in known:
+        raise PrepareRefusedError(
+            f"the database has the older schema {revision}, this MLflow needs {pinned}; nothing was changed; "
+            "fix: take a backup, then migrate it (docs/upgrade.md)"
+        )
+    raise PrepareRefusedError(
+        f"the database has the schema {revision}, which this MLflow ({pinned}) does not know: a newer MLflow "
+        "wrote it; nothing was changed; fix: run the version of the stack that wrote it"
+    )
+
+
+def check_fingerprints(stored: dict[str, str], now: dict[str, str], encrypted: dict[str, int]) -> None:
+    """Raise PrepareRefusedError if a key is not the one that the database knows.
+
+    `encrypted` is the number of stored values that the key encrypts.
+    """
+    for name, known in stored.items():
+        if now.get(name) == known:
+            continue
+        raise PrepareRefusedError(
+            f"the key {name} is not the one that this database was used with ({encrypted.get(name, 0)} stored "
+            f"values are encrypted under it); nothing was changed; fix: put the old key into "
+            f"config/secrets/{name} (from your backup of the secrets), then ./stack up; or, if it is lost for "
+            "good, ./stack accept-keys makes the new one valid and leaves those values unreadable"
+        )
+
+
+def create_tables(database_uri: str) -> None:
+    """Make MLflow's tables in an empty database."""
+    from mlflow.store.db.utils import _initialize_tables
+
+    engine = sqlalchemy.create_engine(database_uri)
+    try:
+        _initialize_tables(engine)
+    finally:
+        engine.dispose()
+
+
+def create_stackops(connection: Connection) -> None:
+    """Make the stack's own schema: no foreign keys into MLflow's tables."""
+    with connection, connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock(hashtext('stackops'))")
+        cursor.execute("CREATE SCHEMA IF NOT EXISTS stackops")
+        cursor.execute(
+            "CREATE TABLE IF NOT EXISTS stackops.key_fingerprints ("
+            " name text PRIMARY KEY, fingerprint text NOT NULL, known_since timestamptz NOT NULL DEFAULT now())"
+        )
+
+
+def stored_fingerprints(connection: Connection) -> dict[str, str]:
+    """Return the fingerprint of each key that the database knows."""
+    with connection, connection.cursor() as cursor:
+        cursor.execute("SELECT to_regclass('stackops.key_fingerprints')")
+        if cursor.fetchone()[0] is None:
+            return {}
+        cursor.execute("SELECT name, fingerprint FROM stackops.key_fingerprints")
+        return dict(cursor.fetchall())
+
+
+def store_fingerprints(connection: Connection, fingerprints: dict[str, str]) -> None:
+    """Make the fingerprints the known ones."""
+    with connection, connection.cursor() as cursor:
+        for name, value in fingerprints.items():
+            cursor.execute(
+                "INSERT INTO stackops.key_fingerprints (name, fingerprint) VALUES (%s, %s)"
+                " ON CONFLICT (name) DO UPDATE SET fingerprint = excluded.fingerprint, known_since = now()"
+                " WHERE key_fingerprints.fingerprint <> excluded.fingerprint",
+                (name, value),
+            )
+
+
+def encrypted_values(connection: Connection) -> dict[str, int]:
+    """Return how many stored values each key encrypts."""
+    queries = {
+        "kek_passphrase": ("secrets", "SELECT count(*) FROM secrets"),
+        "webhook_key": ("webhooks", "SELECT count(*) FROM webhooks WHERE secret IS NOT NULL"),
+    }
+    counts = {}
+    with connection, connection.cursor() as cursor:
+        for name, (table, query) in queries.items():
+            cursor.execute("SELECT to_regclass(%s)", (table,))
+            if cursor.fetchone()[0] is not None:
+                cursor.execute(query)
+                counts[name] = cursor.fetchone()[0]
+    return counts
+
+
+def bucket_policy(bucket: str) -> dict:
+    """Return the policy of the storage user: this bucket's objects, nothing else."""
+    return {
+        "Version": "2012-10-17",
+        "Statement": [
+            {
+                "Effect": "Allow",
+                "Action": ["s3:ListBucket", "s3:GetBucketLocation", "s3:ListBucketMultipartUploads"],
+                "Resource": [f"arn:aws:s3:::{bucket}"],
+            },
+            {
+                "Effect": "Allow",
+                "Action": [
+                    "s3:GetObject",
+                    "s3:PutObject",
+                    "s3:DeleteObject",
+                    "s3:AbortMultipartUpload",
+                    "s3:ListMultipartUploadParts",
+                ],
+                "Resource": [f"arn:aws:s3:::{bucket}/*"],
+            },
+        ],
+    }
+
+
+def prepare_storage(settings: Settings, secret: Callable[[str], str]) -> None:
+    """Make the bucket and the user limited to it; remove that user's predecessors."""
+    address = (settings.s3_endpoint or "").removeprefix("http://")
+    root_user, root_password = secret("storage_root_user"), secret("storage_root_password")
+    client = Minio(address, access_key=root_user, secret_key=root_password, secure=False, region="us-east-1")
+    if not client.bucket_exists(settings.bucket):
+        client.make_bucket(settings.bucket)
+
+    admin = MinioAdmin(
+        endpoint=address, credentials=StaticProvider(root_user, root_password), secure=False, region="us-east-1"
+    )
+    admin.policy_add(POLICY_NAME, policy=bucket_policy(settings.bucket))
+    access_key = secret("storage_access_key")
+    admin.user_add(access_key, secret("storage_secret_key"))
+    admin.policy_set(POLICY_NAME, user=access_key)
+    for user, facts in json.loads(admin.user_list()).items():
+        if user != access_key and facts.get("policyName") == POLICY_NAME:
+            admin.user_remove(user)
+
+
+def wait_for(action: Callable[[], None], what: str) -> None:
+    """Run an action until its service answers, for WAIT_SECONDS at most; then raise its error."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while True:
+        try:
+            return action()
+        except NOT_THERE_YET as error:
+            if time.monotonic() > deadline:
+                raise
+            print(f"waiting for {what}: {type(error).__name__}", flush=True)
+            time.sleep(1)
+
+
+def prepare(settings: Settings, *, accept_keys: bool = False) -> None:
+    """Do the whole job. Raise PrepareRefusedError before anything was changed."""
+
+    def secret(name: str) -> str:
+        return (SECRETS / name).read_text()
+
+    def check_reachable() -> None:
+        with closing(connect(settings.database_uri)):
+            return
+
+    wait_for(check_reachable, "the database")
+    keys_now = {name: fingerprint(secret(name)) for name in KEYS}
+    with closing(connect(settings.database_uri)) as connection:
+        revision = schema_revision(connection)
+        check_revision(revision, pinned_revision(), known_revisions())
+        encrypted = encrypted_values(connection)
+    with closing(connect(settings.database_uri, user="stackops")) as connection:
+        if not accept_keys:
+            check_fingerprints(stored_fingerprints(connection), keys_now, encrypted)
+
+    if revision is None:
+        print("an empty database: making MLflow's tables", flush=True)
+        create_tables(settings.database_uri)
+    with closing(connect(settings.database_uri, user="stackops")) as connection:
+        create_stackops(connection)
+        store_fingerprints(connection, keys_now)
+    wait_for(lambda: prepare_storage(settings, secret), "the storage")
+    print(f"ready: schema {pinned_revision()}, bucket {settings.bucket}", flush=True)
+
+
+def main() -> None:
+    """Prepare, or exit with 78 and one line that names the fix."""
+    os.environ["PGPASSFILE"] = str(SECRETS / "pgpass")
+    try:
+        prepare(read_settings(), accept_keys="--accept-keys" in sys.argv[1:])
+    except (PrepareRefusedError, SettingRefusedError) as refusal:
+        print(f"REFUSED: {refusal}", file=sys.stderr)
+        raise SystemExit(EXIT_REFUSED) from None
+    except psycopg2.OperationalError as error:
+        print(f"REFUSED: the database cannot be used: {str(error).strip()}; fix: ./stack logs postgres", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""The temporary volume, through which MLflow moves each artifact, must not run full.
+
+MLflow 3.17.2 writes an upload whole to TMPDIR before it goes to S3, and a download whole
+before its first byte (server/artifact_router.py). A transfer that would not fit is refused
+with 507 Insufficient Storage, which clients do not retry, before anything is written.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+ARTIFACT_ROUTE = "/mlflow-artifacts/artifacts/"
+DRAIN_LIMIT_BYTES = 64 << 30
+
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+App = Callable[[dict[str, Any], Receive, Send], Awaitable[None]]
+
+
+def used_bytes(folder: Path) -> int:
+    """Return the bytes of all files below a folder; files that vanish meanwhile count 0."""
+    total = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.stat(os.path.join(root, name), follow_symlinks=False).st_size
+            except FileNotFoundError:
+                continue
+    return total
+
+
+def room_bytes(folder: Path, limit_bytes: int, reserve_bytes: int) -> int:
+    """Return how many more bytes may be written: the limit for all replicas together, and
+    the disk's free space less a reserve, whichever is smaller (0 or more)."""
+    free = shutil.disk_usage(folder).free - reserve_bytes
+    return max(0, min(limit_bytes - used_bytes(folder), free))
+
+
+class TempSpaceLayer:
+    """ASGI layer that refuses artifact uploads for which the temporary volume has no room."""
+
+    def __init__(self, app: App, folder: Path, limit_bytes: int, reserve_bytes: int) -> None:
+        self._app = app
+        self._folder = folder
+        self._limit_bytes = limit_bytes
+        self._reserve_bytes = reserve_bytes
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer 507."""
+        if scope["type"] != "http" or ARTIFACT_ROUTE not in scope["path"]:
+            await self._app(scope, receive, send)
+            return
+        room = room_bytes(self._folder, self._limit_bytes, self._reserve_bytes)
+        wanted = _content_length(scope) if scope["method"] == "PUT" else 1
+        if wanted > room:
+            await _drain(receive)
+            await _refuse(send, wanted, room)
+            return
+
+        # MLflow answers a full disk with a bare 500 and then raises: the 500 is held back
+        # until it is known why.
+        held: list[dict[str, Any]] = []
+
+        async def watched_send(message: dict[str, Any]) -> None:
+            if held or (message["type"] == "http.response.start" and message["status"] == 500):
+                held.append(message)
+            else:
+                await send(message)
+
+        try:
+            await self._app(scope, receive, watched_send)
+        except Exception as error:
+            if held and is_disk_full(error):
+                await _drain(receive)
+                await _refuse(send, wanted, 0)
+                return
+            for message in held:
+                await send(message)
+            raise
+        for message in held:
+            await send(message)
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Return whether an error, or one that it came from, says that the disk is full."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _content_length(scope: dict[str, Any]) -> int:
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit():
+            return int(value)
+    return 1  # chunked: unknown, any room will do to begin
+
+
+async def _drain(receive: Receive) -> None:
+    """Read the rest of the body: a client that is still sending would not see the answer."""
+    left = DRAIN_LIMIT_BYTES
+    while left > 0:
+        message = await receive()
+        left -= len(message.get("body", b""))
+        if message["type"] == "http.disconnect" or not message.get("more_body"):
+            return
+
+
+async def _refuse(send: Send, wanted: int, room: int) -> None:
+    body = json.dumps(
+        {
+            "error_code": "INSUFFICIENT_STORAGE",
+            "message": (
+                f"The server's temporary volume has no room for this transfer of {wanted} bytes "
+                f"({room} bytes left). Try again when other transfers are done; an operator can raise "
+                "MLFLOW_TMP_LIMIT or free disk space."
+            ),
+        }
+    ).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 507, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,61 @@
+#!/bin/bash
+# Start PostgreSQL 17: make the cluster once, set what follows from the container's
+# memory limit, and set each role's password from its file at every start (so a lost
+# secrets volume, or a rotation, is mended by a restart).
+set -euo pipefail
+
+MAJOR=17
+DATA=/data/$MAJOR
+SECRETS=/secrets/postgres
+
+refuse() { printf 'REFUSED: %s\nfix: %s\n' "$1" "$2" >&2; exit 78; }
+
+for other in /data/*/PG_VERSION /data/PG_VERSION; do
+    [ -e "$other" ] || continue
+    found=$(<"$other")
+    if [ "$found" != "$MAJOR" ]; then
+        refuse "the data volume belongs to PostgreSQL $found, this image is PostgreSQL $MAJOR; nothing was changed" \
+            "start the version that wrote it, dump it with pg_dump, and load the dump into an empty volume"
+    fi
+done
+
+max_connections=${POSTGRES_MAX_CONNECTIONS:-500}
+case $max_connections in
+    '' | *[!0-9]*) refuse "POSTGRES_MAX_CONNECTIONS is '$max_connections', not a number" 'correct it in .env (for example 500)' ;;
+esac
+
+# The container's limit (cgroup 2, then 1); without one, half of the machine.
+limit_bytes() {
+    local machine limit
+    machine=$(($(sed -n 's/^MemTotal: *\([0-9]*\) kB/\1/p' /proc/meminfo) * 1024))
+    limit=$(cat /sys/fs/cgroup/memory.max 2>/dev/null || cat /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null || echo max)
+    if [ "$limit" = max ] || [ "${#limit}" -gt 18 ] || [ "$limit" -gt "$machine" ]; then limit=$((machine / 2)); fi
+    echo "$limit"
+}
+memory_mb=$(($(limit_bytes) / 1048576))
+
+if [ ! -s "$DATA/PG_VERSION" ]; then
+    # Made beside its place and renamed: an interrupted first start leaves nothing half made.
+    rm -rf "$DATA.new"
+    initdb --pgdata="$DATA.new" --data-checksums --username=postgres --locale=C.UTF-8 --encoding=UTF8 \
+        --auth-local=peer --auth-host=scram-sha-256 >/dev/null
+    printf 'CREATE ROLE mlflow LOGIN;\nCREATE DATABASE mlflow OWNER mlflow;\n' |
+        postgres --single -D "$DATA.new" postgres >/dev/null
+    mv "$DATA.new" "$DATA"
+fi
+
+# One statement a line: single-user mode ends a statement at the newline.
+{
+    printf 'DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = %s) THEN CREATE ROLE stackops LOGIN; END IF; END $$;\n' "'stackops'"
+    for role in mlflow stackops; do
+        printf "ALTER ROLE %s PASSWORD '%s';\n" "$role" "$(sed "s/'/''/g" "$SECRETS/${role}_password")"
+    done
+    printf 'REVOKE ALL ON DATABASE mlflow FROM PUBLIC;\nGRANT CONNECT, CREATE ON DATABASE mlflow TO stackops;\n'
+} | postgres --single -D "$DATA" postgres >/dev/null
+
+exec postgres -D "$DATA" -c config_file=/opt/postgres/postgresql.conf -c data_directory="$DATA" \
+    -c max_connections="$max_connections" \
+    -c shared_buffers="$((memory_mb / 4))MB" \
+    -c effective_cache_size="$((memory_mb * 6 / 10))MB" \
+    -c maintenance_work_mem="$((memory_mb / 16))MB" \
+    -c work_mem="$((memory_mb / 64 > 4 ? memory_mb / 64 : 4))MB"

@@ -1,0 +1,5 @@
+# shellcheck shell=sh
+#: ./stack metrics — print the server's metrics (Prometheus text, of one replica)
+docker compose exec -T mlflow python3 -c '
+import urllib.request
+print(urllib.request.urlopen("http://127.0.0.1:5000/stack/metrics", timeout=10).read().decode(), end="")'

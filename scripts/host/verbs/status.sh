@@ -1,0 +1,56 @@
+# shellcheck shell=sh
+#: ./stack status [--json] [--versions] — what runs, and whether it is well (exit 1 if not)
+. scripts/host/options.sh
+OPTIONS='--json --versions'
+parse_options "$@"
+
+# A line per container: service, state, health, exit status, restarts, memory limit, image.
+container_lines() {
+    for container in $(docker compose ps --all --quiet); do
+        docker inspect --format '{{index .Config.Labels "com.docker.compose.service"}} {{.State.Status}} {{if .State.Health}}{{.State.Health.Status}}{{else}}-{{end}} {{.State.ExitCode}} {{.RestartCount}} {{.Name}}' "$container"
+    done | sort
+}
+
+# A one-shot that ended well, or a service that runs and is not unhealthy.
+is_well() { case "$1 $2 $3" in 'running healthy '* | 'running - '* | 'exited - 0') ;; *) return 1 ;; esac }
+
+lines=$(container_lines)
+missing=''
+for service in $(docker compose config --services | sort); do
+    printf '%s\n' "$lines" | grep -q "^$service " || missing="$missing $service"
+done
+bad=$(printf '%s\n' "$lines" | while read -r service state health exit_status restarts name; do
+    [ -z "$service" ] || is_well "$state" "$health" "$exit_status" || printf ' %s' "$service"
+done)
+
+versions() {
+    docker compose run --rm --no-deps --quiet-pull -T mlflow python -c '
+import importlib.metadata as m
+for name in ("mlflow", "SQLAlchemy", "psycopg2-binary", "boto3", "gunicorn", "minio"):
+    print(name, m.version(name))' 2>/dev/null
+    docker compose exec -T postgres postgres --version 2>/dev/null | awk '{ print "postgresql", $3 }'
+    docker compose exec -T nginx nginx -v 2>&1 | sed 's,.*nginx/\([0-9.]*\).*,nginx \1,'
+    docker version --format 'docker {{.Server.Version}}'
+    printf 'compose %s\n' "$(docker compose version --short)"
+}
+
+if [ "${JSON:-no}" = yes ]; then
+    printf '{"project": "%s", "url": "%s", "ok": %s, "services": [' "$(project_name)" "$(stack_url)" \
+        "$([ -z "$bad$missing" ] && echo true || echo false)"
+    printf '%s\n' "$lines" | awk 'NF { printf "%s{\"service\": \"%s\", \"state\": \"%s\", \"health\": \"%s\", \"exit_status\": %d, \"restarts\": %d, \"container\": \"%s\"}", separator, $1, $2, ($3 == "-" ? "" : $3), $4, $5, substr($6, 2); separator = ", " }'
+    printf ']'
+    if [ "${VERSIONS:-no}" = yes ]; then
+        versions | awk 'BEGIN { printf ", \"versions\": {" } { printf "%s\"%s\": \"%s\"", separator, $1, $2; separator = ", " } END { printf "}" }'
+    fi
+    printf '}\n'
+else
+    say "project $(project_name) at $(stack_url)"
+    printf '%s\n' "$lines" | awk 'NF { state = ($2 == "exited" && $4 == 0) ? "done" : $2; printf "  %-10s %-10s %-10s restarts %s\n", $1, state, ($3 == "-" ? "" : $3), $5 }'
+    [ "${VERSIONS:-no}" = no ] || versions | awk '{ printf "  %-16s %s\n", $1, $2 }'
+fi
+if [ -n "$bad$missing" ]; then
+    [ -z "$missing" ] || printf 'error: not there:%s\n' "$missing" >&2
+    [ -z "$bad" ] || printf 'error: not well:%s\n' "$bad" >&2
+    printf 'fix:   ./stack logs SERVICE shows why; ./stack up starts what is missing\n' >&2
+    exit "$STATUS_FAILED"
+fi

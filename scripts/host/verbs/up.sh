@@ -1,0 +1,43 @@
+# shellcheck shell=sh
+#: ./stack up [--yes] [--no-build] — check this machine, build what changed, start everything
+#:
+#: Safe to run again at any time, also after an interruption. On a bare Debian or Ubuntu
+#: it first installs Docker (as root; at a terminal it asks, --yes answers).
+#: --no-build starts the images that are there.
+. scripts/host/options.sh
+. scripts/host/check-settings.sh
+. scripts/host/check-machine.sh
+. scripts/host/make-base-image.sh
+. scripts/host/build-environment.sh
+. scripts/host/report-failure.sh
+OPTIONS='--yes --no-build'
+parse_options "$@"
+
+# Pre-flight. Nothing is changed yet, except that a bare machine gets its Docker.
+check_settings
+take_lock
+check_engine
+image_tag=$(setting IMAGE_TAG latest)
+if image_there "mlflow-stack/nginx:$image_tag"; then check_disk "$DISK_NEEDED_BUILT_MB"; else check_disk "$DISK_NEEDED_MB"; fi
+check_memory
+check_port
+warn_if_open
+
+# From here on things change; every step may be repeated.
+if [ "${BUILD:-yes}" = yes ]; then
+    build_environment
+    make_base_image
+    step 'building images (a few minutes the first time, seconds after that)'
+    build_images
+fi
+step 'starting'
+if ! docker compose up --detach --wait --remove-orphans --no-build; then
+    report_failure
+    exit "$STATUS_FAILED"
+fi
+
+say
+say "MLflow is ready:  $(stack_url)"
+say "User:             admin"
+say "Password:         ./stack password"
+say "For a shell:      eval \"\$(./stack env)\""

@@ -1,0 +1,4 @@
+# shellcheck shell=sh
+#: ./stack url — print the address of the stack
+stack_url
+echo
