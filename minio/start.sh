@@ -4,6 +4,6 @@
 set -euo pipefail
 limit=$(cat /sys/fs/cgroup/memory.max 2>/dev/null || cat /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null || echo max)
 if [ "$limit" != max ] && [ "${#limit}" -lt 18 ]; then
-    export GOMEMLIMIT=$((limit / 5 * 4))
+    export GOMEMLIMIT=$((limit * 4 / 5))
 fi
 exec minio server --quiet --address :9000 /data

@@ -66,6 +66,7 @@ check_settings() {
         done <"$file"
     fi
     # The environment of this shell beats the file in Compose: its values are checked too.
+    # shellcheck disable=SC2013  # names: words without blanks
     for name in $(sed -n 's/^#\{0,1\}\([A-Z][A-Z0-9_]*\)=.*/\1/p' .env.example); do
         eval "value=\${$name:-}"
         [ -z "$value" ] || check_value "$name" "$value" 'the environment'

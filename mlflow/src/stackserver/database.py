@@ -17,7 +17,9 @@ CONNECT_TIMEOUT_SECONDS = 3
 STATEMENT_TIMEOUT_MS = 3000
 
 
-def connect(database_uri: str, *, user: str | None = None, timeout_ms: int = STATEMENT_TIMEOUT_MS) -> Connection:
+def connect(
+    database_uri: str, *, user: str | None = None, timeout_ms: int = STATEMENT_TIMEOUT_MS
+) -> Connection:
     """Return a psycopg2 connection to the database of an SQLAlchemy URI.
 
     `user` takes the place of the URI's. Raise psycopg2.OperationalError.

@@ -28,7 +28,7 @@ _FAMILY = re.compile(
 
 
 def route_family(path: str) -> str:
-    """Return the family of a request path: 'runs', 'experiments', 'mlflow-artifacts', 'other' …"""
+    """Return the family of a request path, such as runs, experiments or mlflow-artifacts."""
     match = _FAMILY.match(path)
     if match is None:
         return "ui" if path == "/" else "other"

@@ -24,8 +24,8 @@ from minio.credentials import StaticProvider
 from psycopg2.extensions import connection as Connection  # noqa: N812
 
 from stackserver.database import connect, known_revisions, pinned_revision, schema_revision
-from stackserver.serve import EXIT_REFUSED
-from stackserver.settings import SettingRefusedError, Settings, read_settings
+from stackserver.errors import RefusedError, exit_refused
+from stackserver.settings import Settings, read_settings
 
 SECRETS = Path("/secrets/prepare")
 KEYS = ("kek_passphrase", "webhook_key")
@@ -34,43 +34,40 @@ WAIT_SECONDS = 60
 NOT_THERE_YET = (psycopg2.OperationalError, urllib3.exceptions.HTTPError, OSError)
 
 
-class PrepareRefusedError(Exception):
-    """Going on would lose data; the message says what is wrong and the command that mends it."""
-
-
 def fingerprint(key: str) -> str:
     """Return the fingerprint of a key: enough to recognise it, useless to derive it."""
     return hashlib.sha256(b"mlflow-stack fingerprint\0" + key.encode()).hexdigest()
 
 
 def check_revision(revision: str | None, pinned: str, known: frozenset[str]) -> None:
-    """Raise PrepareRefusedError unless the schema is absent or exactly the pinned one."""
+    """Raise RefusedError unless the schema is absent or exactly the pinned one."""
     if revision is None or revision == pinned:
         return
     if revision in known:
-        raise PrepareRefusedError(
-            f"the database has the older schema {revision}, this MLflow needs {pinned}; nothing was changed; "
-            "fix: take a backup, then migrate it (docs/upgrade.md)"
+        raise RefusedError(
+            f"the database has the older schema {revision}, this MLflow needs {pinned}; nothing was changed",
+            "take a backup, then migrate the database (docs/upgrade.md)",
         )
-    raise PrepareRefusedError(
+    raise RefusedError(
         f"the database has the schema {revision}, which this MLflow ({pinned}) does not know: a newer MLflow "
-        "wrote it; nothing was changed; fix: run the version of the stack that wrote it"
+        "wrote it; nothing was changed",
+        "run the version of the stack that wrote it",
     )
 
 
 def check_fingerprints(stored: dict[str, str], now: dict[str, str], encrypted: dict[str, int]) -> None:
-    """Raise PrepareRefusedError if a key is not the one that the database knows.
+    """Raise RefusedError if a key is not the one that the database knows.
 
     `encrypted` is the number of stored values that the key encrypts.
     """
     for name, known in stored.items():
         if now.get(name) == known:
             continue
-        raise PrepareRefusedError(
-            f"the key {name} is not the one that this database was used with ({encrypted.get(name, 0)} stored "
-            f"values are encrypted under it); nothing was changed; fix: put the old key into "
-            f"config/secrets/{name} (from your backup of the secrets), then ./stack up; or, if it is lost for "
-            "good, ./stack accept-keys makes the new one valid and leaves those values unreadable"
+        raise RefusedError(
+            f"the key {name} is not the one that this database was used with; {encrypted.get(name, 0)} stored "
+            "values are encrypted under the old one; nothing was changed",
+            f"put the old key into config/secrets/{name} (from your backup of the secrets), then ./stack up; "
+            "if it is lost for good, ./stack accept-keys goes on without those values",
         )
 
 
@@ -92,7 +89,8 @@ def create_stackops(connection: Connection) -> None:
         cursor.execute("CREATE SCHEMA IF NOT EXISTS stackops")
         cursor.execute(
             "CREATE TABLE IF NOT EXISTS stackops.key_fingerprints ("
-            " name text PRIMARY KEY, fingerprint text NOT NULL, known_since timestamptz NOT NULL DEFAULT now())"
+            " name text PRIMARY KEY, fingerprint text NOT NULL,"
+            " known_since timestamptz NOT NULL DEFAULT now())"
         )
 
 
@@ -168,7 +166,10 @@ def prepare_storage(settings: Settings, secret: Callable[[str], str]) -> None:
         client.make_bucket(settings.bucket)
 
     admin = MinioAdmin(
-        endpoint=address, credentials=StaticProvider(root_user, root_password), secure=False, region="us-east-1"
+        endpoint=address,
+        credentials=StaticProvider(root_user, root_password),
+        secure=False,
+        region="us-east-1",
     )
     admin.policy_add(POLICY_NAME, policy=bucket_policy(settings.bucket))
     access_key = secret("storage_access_key")
@@ -193,7 +194,7 @@ def wait_for(action: Callable[[], None], what: str) -> None:
 
 
 def prepare(settings: Settings, *, accept_keys: bool = False) -> None:
-    """Do the whole job. Raise PrepareRefusedError before anything was changed."""
+    """Do the whole job. Raise RefusedError before anything was changed."""
 
     def secret(name: str) -> str:
         return (SECRETS / name).read_text()
@@ -208,14 +209,14 @@ def prepare(settings: Settings, *, accept_keys: bool = False) -> None:
         revision = schema_revision(connection)
         check_revision(revision, pinned_revision(), known_revisions())
         encrypted = encrypted_values(connection)
-    with closing(connect(settings.database_uri, user="stackops")) as connection:
+    with closing(connect(settings.database_uri, user=settings.operations_user)) as connection:
         if not accept_keys:
             check_fingerprints(stored_fingerprints(connection), keys_now, encrypted)
 
     if revision is None:
         print("an empty database: making MLflow's tables", flush=True)
         create_tables(settings.database_uri)
-    with closing(connect(settings.database_uri, user="stackops")) as connection:
+    with closing(connect(settings.database_uri, user=settings.operations_user)) as connection:
         create_stackops(connection)
         store_fingerprints(connection, keys_now)
     wait_for(lambda: prepare_storage(settings, secret), "the storage")
@@ -223,16 +224,15 @@ def prepare(settings: Settings, *, accept_keys: bool = False) -> None:
 
 
 def main() -> None:
-    """Prepare, or exit with 78 and one line that names the fix."""
+    """Prepare, or exit with 78 and say what mends it."""
     os.environ["PGPASSFILE"] = str(SECRETS / "pgpass")
     try:
         prepare(read_settings(), accept_keys="--accept-keys" in sys.argv[1:])
-    except (PrepareRefusedError, SettingRefusedError) as refusal:
-        print(f"REFUSED: {refusal}", file=sys.stderr)
-        raise SystemExit(EXIT_REFUSED) from None
+    except RefusedError as refusal:
+        exit_refused(refusal)
     except psycopg2.OperationalError as error:
-        print(f"REFUSED: the database cannot be used: {str(error).strip()}; fix: ./stack logs postgres", file=sys.stderr)
-        raise SystemExit(1) from None
+        message = f"the database cannot be used: {str(error).strip()}"
+        exit_refused(RefusedError(message, "./stack logs postgres"))
 
 
 if __name__ == "__main__":

@@ -9,18 +9,17 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import sys
 import time
 from pathlib import Path
 
-from stackserver.settings import SettingRefusedError, Settings, read_settings
+from stackserver.errors import RefusedError, exit_refused
+from stackserver.settings import Settings, read_settings
 
 SECRETS = Path("/secrets/mlflow")
 TMP_ROOT = Path("/var/tmp/mlflow")
 STALE_TMP_SECONDS = 86_400
 PROMETHEUS_FOLDER = Path("/tmp/prometheus")
 POOL_KEPT = 8
-EXIT_REFUSED = 78  # EX_CONFIG of sysexits.h
 
 
 def mlflow_environment(settings: Settings) -> dict[str, str]:
@@ -79,12 +78,11 @@ def gunicorn_arguments(settings: Settings) -> list[str]:
 
 
 def main() -> None:
-    """Replace this process by gunicorn, or exit with 78 and one line that names the fix."""
+    """Replace this process by gunicorn, or exit with 78 and say what mends it."""
     try:
         settings = read_settings()
-    except SettingRefusedError as refusal:
-        print(f"REFUSED: {refusal}", file=sys.stderr)
-        raise SystemExit(EXIT_REFUSED) from None
+    except RefusedError as refusal:
+        exit_refused(refusal)
     os.environ.update(mlflow_environment(settings))
     os.environ["TMPDIR"] = str(clear_tmp(TMP_ROOT, socket.gethostname(), time.time()))
     shutil.rmtree(PROMETHEUS_FOLDER, ignore_errors=True)

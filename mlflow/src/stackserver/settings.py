@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from stackserver.errors import RefusedError
+
 DATABASE_URI_DEFAULT = "postgresql+psycopg2://mlflow@postgres/mlflow"
 CONNECTIONS_RESERVED = 20
 """PostgreSQL connections kept for superusers, prepare, operations and backup."""
@@ -15,10 +17,6 @@ SESSIONS_PER_REQUEST = 4
 """Connections that one request of MLflow 3.17.2 may hold at once (nested sessions of
 log_batch); a pool below threads times this can deadlock on itself under load."""
 _BYTE_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-
-
-class SettingRefusedError(Exception):
-    """A setting that cannot be used; the message is one line and names the fix."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,11 @@ class Settings:
     tmp_reserve_bytes: int
     gateway: bool
     jobs: bool
+
+    @property
+    def operations_user(self) -> str | None:
+        """The role that owns the schema `stackops`; in a database of the user's own, the URI's."""
+        return "stackops" if urlsplit(self.database_uri).hostname == "postgres" else None
 
     @property
     def artifact_destination(self) -> str:
@@ -62,20 +65,21 @@ def normalise_database_uri(uri: str) -> str:
     """Return the URI with the driver named, which SQLAlchemy 2.1 needs.
 
     SQLAlchemy 2.1 takes a plain `postgresql://` for psycopg 3, which is not installed, so
-    it is rewritten. Raise SettingRefusedError for another database, or for a password in
+    it is rewritten. Raise RefusedError for another database, or for a password in
     the URI (it would stand in `docker inspect` and in every error message).
     """
     parts = urlsplit(uri)
     if parts.scheme in {"postgresql", "postgres"}:
         uri = "postgresql+psycopg2" + uri[len(parts.scheme) :]
     elif parts.scheme != "postgresql+psycopg2":
-        raise SettingRefusedError(
-            f"DATABASE_URI has the scheme '{parts.scheme}': the stack keeps its records in PostgreSQL; "
-            "write postgresql+psycopg2://USER@HOST/DATABASE"
+        raise RefusedError(
+            f"DATABASE_URI has the scheme '{parts.scheme}', and the stack keeps its records in PostgreSQL",
+            "write postgresql+psycopg2://USER@HOST/DATABASE in .env",
         )
     if parts.password is not None:
-        raise SettingRefusedError(
-            "DATABASE_URI holds a password; take it out and put it into config/secrets/database_password"
+        raise RefusedError(
+            "DATABASE_URI holds a password, which would show in docker inspect and in error messages",
+            "take it out of the address and put it into config/secrets/database_password",
         )
     return uri
 
@@ -89,12 +93,12 @@ def parse_bytes(text: str) -> int:
 
 
 def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
-    """Return the settings that an environment says. Raise SettingRefusedError."""
+    """Return the settings that an environment says. Raise RefusedError."""
 
     def number(name: str, default: int, low: int, high: int) -> int:
         text = environment.get(name) or str(default)
         if not text.isdecimal() or not low <= int(text) <= high:
-            raise SettingRefusedError(f"{name} is '{text}'; write a whole number from {low} to {high} in .env")
+            raise RefusedError(f"{name} is '{text}'", f"write a whole number from {low} to {high} in .env")
         return int(text)
 
     def size(name: str, default: str) -> int:
@@ -102,12 +106,12 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
         try:
             return parse_bytes(text)
         except ValueError:
-            raise SettingRefusedError(f"{name} is '{text}'; write a size such as 20g or 512m in .env") from None
+            raise RefusedError(f"{name} is '{text}'", "write a size such as 20g or 512m in .env") from None
 
     def switch(name: str) -> bool:
         text = environment.get(name) or "off"
         if text not in {"on", "off"}:
-            raise SettingRefusedError(f"{name} is '{text}'; write on or off in .env")
+            raise RefusedError(f"{name} is '{text}'", "write on or off in .env")
         return text == "on"
 
     settings = Settings(
@@ -125,11 +129,11 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
         jobs=switch("MLFLOW_JOBS"),
     )
     if settings.connections_needed > settings.max_connections:
-        raise SettingRefusedError(
+        raise RefusedError(
             f"{settings.max_replicas} replicas x {settings.workers} workers x "
             f"{settings.connections_per_worker} connections + {CONNECTIONS_RESERVED} make "
-            f"{settings.connections_needed}, and POSTGRES_MAX_CONNECTIONS is {settings.max_connections}; "
-            f"set POSTGRES_MAX_CONNECTIONS={settings.connections_needed} or fewer "
-            "MLFLOW_WORKERS, MLFLOW_THREADS or MLFLOW_MAX_REPLICAS in .env"
+            f"{settings.connections_needed}, and POSTGRES_MAX_CONNECTIONS is {settings.max_connections}",
+            f"set POSTGRES_MAX_CONNECTIONS={settings.connections_needed} in .env, or fewer "
+            "MLFLOW_WORKERS, MLFLOW_THREADS or MLFLOW_MAX_REPLICAS",
         )
     return settings

@@ -36,8 +36,11 @@ def used_bytes(folder: Path) -> int:
 
 
 def room_bytes(folder: Path, limit_bytes: int, reserve_bytes: int) -> int:
-    """Return how many more bytes may be written: the limit for all replicas together, and
-    the disk's free space less a reserve, whichever is smaller (0 or more)."""
+    """Return how many more bytes may be written.
+
+    What is left of the limit for all replicas together, or the disk's free space less a
+    reserve, whichever is smaller.
+    """
     free = shutil.disk_usage(folder).free - reserve_bytes
     return max(0, min(limit_bytes - used_bytes(folder), free))
 

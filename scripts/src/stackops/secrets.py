@@ -62,7 +62,8 @@ def render_consumer_files(values: Mapping[str, str]) -> dict[str, str]:
     """
     database_password = values["database_password"]
     stackops_password = values["stackops_database_password"]
-    passwords = f"*:*:*:mlflow:{_pgpass(database_password)}\n"
+    # Any user name: the one of a database of the operator's own is in DATABASE_URI.
+    passwords = f"*:*:*:*:{_pgpass(database_password)}\n"
     files = {
         "postgres/mlflow_password": database_password,
         "postgres/stackops_password": stackops_password,
@@ -74,7 +75,7 @@ def render_consumer_files(values: Mapping[str, str]) -> dict[str, str]:
             f"aws_access_key_id = {values['storage_access_key']}\n"
             f"aws_secret_access_key = {values['storage_secret_key']}\n"
         ),
-        "prepare/pgpass": passwords + f"*:*:*:stackops:{_pgpass(stackops_password)}\n",
+        "prepare/pgpass": f"*:*:*:stackops:{_pgpass(stackops_password)}\n" + passwords,
     }
     for name in IRREPLACEABLE:
         files[f"mlflow/{name}"] = values[name]
@@ -186,7 +187,7 @@ def ensure(volume: Path, overrides: Path, *, own: bool = True) -> list[str]:
             continue
         _write(path, text, uid=CONSUMER_UIDS[relative.partition("/")[0]] if own else None)
         written.append(relative)
-    os.chmod(volume, 0o711)
+    volume.chmod(0o711)
     return written
 
 
@@ -221,7 +222,7 @@ def _write(path: Path, text: str, *, uid: int | None = None, overwrite: bool = T
         os.close(descriptor)
     try:
         if overwrite:
-            os.replace(temporary, path)
+            temporary.replace(path)
         else:
             os.link(temporary, path)
         return True

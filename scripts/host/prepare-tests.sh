@@ -1,0 +1,38 @@
+# shellcheck shell=sh
+# What ./stack test needs on a machine where nothing was ever installed.
+. scripts/host/check-machine.sh
+
+apt_install() {
+    if ! is_root || ! command -v apt-get >/dev/null; then
+        die "the tests need: $*" 'nothing was changed' "sudo apt-get install $*" "$STATUS_NOT_ALLOWED"
+    fi
+    apt-get update --quiet --quiet
+    DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --quiet --no-install-recommends "$@" >/dev/null
+}
+
+# .venv with the locked packages; made anew when the lock changes.
+prepare_python() {
+    command -v python3 >/dev/null || apt_install python3 python3-venv
+    python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || die 'the tests need Python 3.11 or newer' \
+        "here: $(python3 --version)" 'install one as python3, then run ./stack test' "$STATUS_REFUSED"
+    python3 -c 'import ensurepip, venv' 2>/dev/null || apt_install python3-venv
+    lock_sum=$(cksum <tests/requirements.txt)
+    if [ "$(cat .venv/lock-sum 2>/dev/null)" != "$lock_sum" ]; then
+        step 'installing the test packages into .venv (two minutes the first time)'
+        python3 -m venv --clear .venv
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement tests/requirements.txt
+        printf '%s' "$lock_sum" >.venv/lock-sum
+    fi
+}
+
+prepare_docker() {
+    ASSUME_YES=yes
+    check_engine
+}
+
+prepare_browser() {
+    command -v chromium >/dev/null || {
+        step 'installing Chromium'
+        apt_install chromium
+    }
+}

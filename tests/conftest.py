@@ -1,0 +1,69 @@
+"""Fixtures for all tests. The first test that asks for `stack` starts one for the session."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings as hypothesis_settings
+
+from kit.stack import Stack, free_port
+
+hypothesis_settings.register_profile("ci", derandomize=True, deadline=None)
+hypothesis_settings.register_profile("long", max_examples=2000, deadline=None)
+hypothesis_settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="also what CI has no time for")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--long"):
+        return
+    long_items = [item for item in items if "long" in item.keywords]
+    config.hook.pytest_deselected(items=long_items)
+    items[:] = [item for item in items if item not in long_items]
+
+
+@pytest.fixture(scope="session")
+def make_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Stack]]:
+    """Return a function that describes a throwaway stack (not yet started); all are removed."""
+    made: list[Stack] = []
+
+    def make(name: str, **extra: str) -> Stack:
+        settings_file: Path = tmp_path_factory.mktemp("settings") / "env"
+        settings_file.write_text("")
+        stack = Stack(
+            project=f"stacktest-{name}-{os.getpid()}",
+            port=free_port(),
+            settings_file=settings_file,
+            image_tag=f"test-{os.getpid()}",
+            extra=extra,
+        )
+        made.append(stack)
+        return stack
+
+    yield make
+    for stack in reversed(made):
+        stack.remove()
+
+
+@pytest.fixture(scope="session")
+def stack(make_stack: Callable[..., Stack]) -> Iterator[Stack]:
+    """The session's stack, started by ./stack up, with this process's MLflow client logged in."""
+    stack = make_stack("main")
+    stack.verb("up", "--yes", timeout=1800)
+    saved = {name: os.environ.get(name) for name in stack.client_environment}
+    os.environ.update(stack.client_environment)
+    import mlflow
+
+    mlflow.set_tracking_uri(stack.url)
+    yield stack
+    for name, value in saved.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value

@@ -1,0 +1,145 @@
+"""First-run secrets: made once, never overwritten, followed when the operator sets one."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import bcrypt
+import pytest
+
+from stackops import secrets
+from stackops.errors import OperationError
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Path:
+    folder = tmp_path / "secrets"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def overrides(tmp_path: Path) -> Path:
+    folder = tmp_path / "config"
+    folder.mkdir()
+    (folder / "README.md").write_text("what goes here")
+    return folder
+
+
+def contents(volume: Path) -> dict[str, str]:
+    return {str(path.relative_to(volume)): path.read_text() for path in volume.rglob("*") if path.is_file()}
+
+
+def test_a_second_run_writes_nothing_and_changes_nothing(volume: Path, overrides: Path) -> None:
+    assert secrets.ensure(volume, overrides, own=False)
+    before = contents(volume)
+    assert secrets.ensure(volume, overrides, own=False) == []
+    assert contents(volume) == before
+
+
+def test_two_first_starts_make_different_secrets(tmp_path: Path, overrides: Path) -> None:
+    made = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        secrets.ensure(tmp_path / name, overrides, own=False)
+        made.append({path.read_text() for path in (tmp_path / name / "source").iterdir()})
+    assert len(made[0]) == len(secrets.GENERATORS)
+    assert made[0].isdisjoint(made[1])
+
+
+def test_every_file_is_readable_by_its_owner_only(volume: Path, overrides: Path) -> None:
+    secrets.ensure(volume, overrides, own=False)
+    modes = {path.stat().st_mode & 0o777 for path in volume.rglob("*") if path.is_file()}
+    assert modes == {0o400}
+    assert (volume / "source").stat().st_mode & 0o077 == 0
+
+
+def test_first_runs_at_once_agree_on_one_set(volume: Path, overrides: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: secrets.ensure(volume, overrides, own=False), range(8)))
+    before = contents(volume)
+    assert secrets.ensure(volume, overrides, own=False) == []
+    assert contents(volume) == before
+    assert not [name for name in before if "/." in name]
+
+
+def test_consumer_files_carry_the_source_values(volume: Path, overrides: Path) -> None:
+    (overrides / "database_password").write_text("a:b\\c\n")
+    secrets.ensure(volume, overrides, own=False)
+    assert (volume / "postgres/mlflow_password").read_text() == "a:b\\c"
+    assert (volume / "mlflow/pgpass").read_text() == "*:*:*:*:a\\:b\\\\c\n"
+    source = {path.name: path.read_text() for path in (volume / "source").iterdir()}
+    assert source["storage_secret_key"] in (volume / "mlflow/aws_credentials").read_text()
+    assert (volume / "mlflow/kek_passphrase").read_text() == source["kek_passphrase"]
+    # The server may use the bucket, never administer the store.
+    assert not any(
+        source["storage_root_password"] in text for text in map(Path.read_text, (volume / "mlflow").iterdir())
+    )
+
+
+def test_the_users_file_has_the_admin_with_a_bcrypt_hash(volume: Path, overrides: Path) -> None:
+    secrets.ensure(volume, overrides, own=False)
+    name, password_hash = (volume / "auth/users").read_text().strip().split(":")
+    assert name == "admin"
+    assert password_hash.startswith("$2b$10$")
+    assert bcrypt.checkpw((volume / "source/admin_password").read_bytes(), password_hash.encode())
+
+
+def test_an_operators_password_wins_and_other_users_stay(volume: Path, overrides: Path) -> None:
+    secrets.ensure(volume, overrides, own=False)
+    users = volume / "auth/users"
+    users.chmod(0o600)
+    users.write_text(users.read_text() + "bob:$2b$10$hash\n")
+    (overrides / "admin_password").write_text("my own\n")
+    assert set(secrets.ensure(volume, overrides, own=False)) == {"source/admin_password", "auth/users"}
+    lines = users.read_text().splitlines()
+    assert bcrypt.checkpw(b"my own", lines[0].partition(":")[2].encode())
+    assert lines[1:] == ["bob:$2b$10$hash"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "wrong"),
+    [
+        ("admin_password", "", "empty"),
+        ("admin_password", "two\nlines\n", "more than one line"),
+        ("admin_password", "x" * 73, "72 bytes"),
+        ("admin_pasword", "typo", "names no secret"),
+    ],
+)
+def test_an_unusable_override_is_refused_and_nothing_is_written(
+    volume: Path, overrides: Path, name: str, text: str, wrong: str
+) -> None:
+    secrets.ensure(volume, overrides, own=False)
+    before = contents(volume)
+    (overrides / name).write_text(text)
+    with pytest.raises(OperationError, match=wrong):
+        secrets.ensure(volume, overrides, own=False)
+    assert contents(volume) == before
+
+
+def test_rotation_changes_its_group_and_nothing_else(volume: Path, overrides: Path) -> None:
+    secrets.ensure(volume, overrides, own=False)
+    before = contents(volume)
+    secrets.rotate(volume, overrides, "database", own=False)
+    changed = {name for name, text in contents(volume).items() if text != before[name]}
+    assert changed == {
+        "source/database_password",
+        "source/stackops_database_password",
+        "postgres/mlflow_password",
+        "postgres/stackops_password",
+        "mlflow/pgpass",
+        "prepare/pgpass",
+    }
+
+
+def test_rotation_of_an_operators_own_password_is_refused(volume: Path, overrides: Path) -> None:
+    (overrides / "admin_password").write_text("mine")
+    secrets.ensure(volume, overrides, own=False)
+    with pytest.raises(OperationError, match="config/secrets/admin_password"):
+        secrets.rotate(volume, overrides, "admin", own=False)
+
+
+def test_keys_that_encrypt_stored_values_are_in_no_rotation() -> None:
+    rotated = {name for group in secrets.ROTATIONS.values() for name in group}
+    assert rotated.isdisjoint(secrets.IRREPLACEABLE)

@@ -1,0 +1,85 @@
+"""The server's settings: what is accepted, rewritten and refused."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stackserver.errors import RefusedError
+from stackserver.settings import CONNECTIONS_RESERVED, normalise_database_uri, parse_bytes, read_settings
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg2"])
+def test_every_postgresql_scheme_becomes_the_one_with_the_driver(scheme: str) -> None:
+    assert normalise_database_uri(f"{scheme}://me@db.example.com:5433/runs?sslmode=require") == (
+        "postgresql+psycopg2://me@db.example.com:5433/runs?sslmode=require"
+    )
+
+
+@pytest.mark.parametrize(
+    "uri", ["sqlite:///mlflow.db", "mysql://a@b/c", "postgresql+asyncpg://a@b/c", "nonsense"]
+)
+def test_another_database_is_refused_with_the_scheme_to_write(uri: str) -> None:
+    with pytest.raises(RefusedError) as refusal:
+        normalise_database_uri(uri)
+    assert "postgresql+psycopg2://" in refusal.value.fix
+
+
+def test_a_password_in_the_uri_is_refused_and_not_repeated() -> None:
+    with pytest.raises(RefusedError) as refusal:
+        normalise_database_uri("postgresql://me:hunter2@db/runs")
+    assert "config/secrets/database_password" in refusal.value.fix
+    assert "hunter2" not in str(refusal.value) + refusal.value.fix
+
+
+def test_empty_values_mean_the_defaults() -> None:
+    assert read_settings({"MLFLOW_WORKERS": "", "DATABASE_URI": ""}) == read_settings({})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MLFLOW_WORKERS", "two"),
+        ("MLFLOW_WORKERS", "0"),
+        ("MLFLOW_THREADS", "-1"),
+        ("MLFLOW_TMP_LIMIT", "much"),
+        ("MLFLOW_GATEWAY", "yes"),
+    ],
+)
+def test_a_malformed_value_is_refused_with_its_name(name: str, value: str) -> None:
+    with pytest.raises(RefusedError) as refusal:
+        read_settings({name: value})
+    assert name in str(refusal.value)
+
+
+def test_connections_that_do_not_fit_are_refused_with_the_number_that_would() -> None:
+    with pytest.raises(RefusedError) as refusal:
+        read_settings({"MLFLOW_WORKERS": "4", "POSTGRES_MAX_CONNECTIONS": "100"})
+    needed = int(refusal.value.fix.split("POSTGRES_MAX_CONNECTIONS=")[1].split()[0])
+    accepted = read_settings({"MLFLOW_WORKERS": "4", "POSTGRES_MAX_CONNECTIONS": str(needed)})
+    assert accepted.connections_needed == needed
+
+
+@given(workers=st.integers(1, 8), threads=st.integers(1, 64), replicas=st.integers(1, 8))
+def test_accepted_settings_never_plan_more_connections_than_postgres_has(
+    workers: int, threads: int, replicas: int
+) -> None:
+    environment = {
+        "MLFLOW_WORKERS": str(workers),
+        "MLFLOW_THREADS": str(threads),
+        "MLFLOW_MAX_REPLICAS": str(replicas),
+    }
+    try:
+        settings = read_settings(environment)
+    except RefusedError:
+        return
+    planned = replicas * workers * settings.connections_per_worker + CONNECTIONS_RESERVED
+    assert planned <= settings.max_connections
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("0", 0), ("512", 512), ("1k", 1024), ("20G", 20 << 30), ("2gb", 2 << 30)]
+)
+def test_sizes_are_read_in_binary_units(text: str, expected: int) -> None:
+    assert parse_bytes(text) == expected
