@@ -64,8 +64,8 @@ def check_fingerprints(stored: dict[str, str], now: dict[str, str], encrypted: d
         if now.get(name) == known:
             continue
         raise RefusedError(
-            f"the key {name} is not the one that this database was used with; {encrypted.get(name, 0)} stored "
-            "values are encrypted under the old one; nothing was changed",
+            f"the key {name} is not the one that this database was used with; "
+            f"{encrypted.get(name, 0)} stored values are encrypted under the old one; nothing was changed",
             f"put the old key into config/secrets/{name} (from your backup of the secrets), then ./stack up; "
             "if it is lost for good, ./stack accept-keys goes on without those values",
         )
