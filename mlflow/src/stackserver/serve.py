@@ -20,10 +20,12 @@ TMP_ROOT = Path("/var/tmp/mlflow")
 STALE_TMP_SECONDS = 86_400
 PROMETHEUS_FOLDER = Path("/tmp/prometheus")
 POOL_KEPT = 8
+"""Connections that a pool keeps open; more are closed when they are given back."""
 
 
 def mlflow_environment(settings: Settings) -> dict[str, str]:
     """Return the environment variables through which MLflow gets the stack's settings."""
+    pool_kept = min(POOL_KEPT, settings.connections_per_worker)
     return {
         "_MLFLOW_SERVER_FILE_STORE": settings.database_uri,
         "_MLFLOW_SERVER_REGISTRY_STORE": settings.database_uri,
@@ -35,8 +37,8 @@ def mlflow_environment(settings: Settings) -> dict[str, str]:
         "MLFLOW_ENABLE_AI_GATEWAY": _flag(settings.gateway),
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
-        "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": str(POOL_KEPT),
-        "MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW": str(settings.connections_per_worker - POOL_KEPT),
+        "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": str(pool_kept),
+        "MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW": str(settings.connections_per_worker - pool_kept),
         "MLFLOW_SQLALCHEMYSTORE_POOL_RECYCLE": "3600",
     }
 

@@ -1,0 +1,89 @@
+"""The artifact repository of the server: nothing presigned, 404 for what is missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from botocore.exceptions import ClientError
+from mlflow.entities import FileInfo
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repo import (
+    MultipartDownloadMixin,
+    MultipartUploadMixin,
+    PresignedUploadMixin,
+)
+
+from stackserver import artifacts
+from stackserver.artifacts import StackS3ArtifactRepository
+
+
+class FakeS3:
+    """The two calls of boto3's client that a download makes, over a dictionary."""
+
+    def __init__(self, objects: dict[str, bytes]) -> None:
+        self.objects = objects
+        self.error_code = "404"
+
+    def download_file(self, bucket: str, key: str, filename: str) -> None:
+        if key not in self.objects:
+            raise ClientError({"Error": {"Code": self.error_code}}, "HeadObject")
+        Path(filename).write_bytes(self.objects[key])
+
+    def get_paginator(self, _name: str) -> FakeS3:
+        return self
+
+    def paginate(self, Bucket: str, Prefix: str, **_: str) -> list[dict]:
+        found = [
+            {"Key": key, "Size": len(body)} for key, body in self.objects.items() if key.startswith(Prefix)
+        ]
+        return [{"Contents": found}]
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> FakeS3:
+    fake = FakeS3({"artifacts/1/run/artifacts/a.txt": b"hello"})
+    monkeypatch.setattr(artifacts, "s3_client", lambda _endpoint: fake)
+    return fake
+
+
+@pytest.fixture
+def repository() -> StackS3ArtifactRepository:
+    return StackS3ArtifactRepository("s3://mlflow/artifacts")
+
+
+def test_nothing_about_it_lets_mlflow_advertise_direct_transfers(
+    repository: StackS3ArtifactRepository,
+) -> None:
+    for mixin in (MultipartUploadMixin, MultipartDownloadMixin, PresignedUploadMixin):
+        assert not isinstance(repository, mixin)
+
+
+def test_a_file_is_downloaded_to_its_place(
+    repository: StackS3ArtifactRepository, s3: FakeS3, tmp_path: Path
+) -> None:
+    path = repository.download_artifacts("1/run/artifacts/a.txt", str(tmp_path))
+    assert Path(path).read_bytes() == b"hello"
+
+
+def test_a_missing_file_is_a_404(repository: StackS3ArtifactRepository, s3: FakeS3, tmp_path: Path) -> None:
+    with pytest.raises(MlflowException) as error:
+        repository.download_artifacts("1/run/artifacts/b.txt", str(tmp_path))
+    assert error.value.get_http_status_code() == 404
+    assert error.value.error_code == "RESOURCE_DOES_NOT_EXIST"
+
+
+def test_a_refused_key_is_not_taken_for_a_missing_file(
+    repository: StackS3ArtifactRepository, s3: FakeS3, tmp_path: Path
+) -> None:
+    s3.error_code = "403"
+    with pytest.raises(ClientError):
+        repository.download_artifacts("1/run/artifacts/b.txt", str(tmp_path))
+
+
+def test_a_folder_is_handed_to_mlflow(
+    repository: StackS3ArtifactRepository, s3: FakeS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repository._s3, "list_artifacts", lambda _path: [FileInfo("d/a.txt", False, 1)])
+    monkeypatch.setattr(repository._s3, "download_artifacts", lambda path, dst: f"{dst}/{path} by MLflow")
+    assert repository.download_artifacts("d", str(tmp_path)) == f"{tmp_path}/d by MLflow"
