@@ -106,13 +106,9 @@ def test_another_error_stays_what_it_was(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_recognised_behind_other_errors() -> None:
-    try:
-        try:
-            raise OSError(errno.ENOSPC, "full")
-        except OSError as error:
-            raise RuntimeError("download failed") from error
-    except RuntimeError as outer:
-        assert is_disk_full(outer)
+    outer = RuntimeError("download failed")
+    outer.__cause__ = OSError(errno.ENOSPC, "full")
+    assert is_disk_full(outer)
     assert not is_disk_full(OSError(errno.EACCES, "denied"))
 
 
