@@ -167,7 +167,11 @@ class Stack:
 
         `docker kill` would not do: it switches the restart policy off.
         """
-        pid = self.inspect(self.container(service))["State"]["Pid"]
+        self.kill_container(self.container(service))
+
+    def kill_container(self, container: str) -> None:
+        """kill -9 one container's first process from the host."""
+        pid = self.inspect(container)["State"]["Pid"]
         assert pid > 1
         os.kill(pid, signal.SIGKILL)
 
