@@ -48,22 +48,24 @@ def idle_memory_mb(stack: Stack) -> dict[str, float]:
 
 def image_sizes_mb(tag: str) -> tuple[dict[str, float], float]:
     """Return each image's size, and the size of all together with shared layers once."""
-    layers: dict[str, int] = {}
-    sizes = {}
+    sizes: dict[str, float] = {}
+    layers: dict[str, float] = {}
     for name in ("scripts", "postgres", "minio", "mlflow", "auth", "nginx"):
         image = f"mlflow-stack/{name}:{tag}"
         facts = json.loads(docker("image", "inspect", image))[0]
         sizes[name] = facts["Size"] / 1e6
-        bytes_by_layer = [
-            int(line)
-            for line in docker(
-                "history", "--no-trunc", "--human=false", "--format", "{{.Size}}", image
-            ).split()
-        ]
-        own = [size for size in reversed(bytes_by_layer) if size]
-        for digest, size in zip(facts["RootFS"]["Layers"], own, strict=False):
-            layers[digest] = size
-    return sizes, sum(layers.values()) / 1e6
+        history = docker("history", "--no-trunc", "--human=false", "--format", "{{.Size}}", image)
+        filled = [int(size) / 1e6 for size in reversed(history.split()) if int(size)]
+        layers.update(zip(facts["RootFS"]["Layers"], filled, strict=False))
+    return sizes, sum(layers.values())
+
+
+def make_cold(stack: Stack) -> None:
+    """Remove this project's images and Docker's build cache."""
+    stack.remove()
+    for image in docker("images", "--quiet", "--filter", "reference=mlflow-stack/*").split():
+        subprocess.run(["docker", "rmi", "--force", image], capture_output=True, check=False)
+    docker("builder", "prune", "--all", "--force")
 
 
 def main() -> None:
@@ -79,16 +81,9 @@ def main() -> None:
         rows: list[tuple[str, str]] = []
         try:
             if arguments.cold_build:
-                stack.remove()
-                for image in docker("images", "--quiet", "--filter", "reference=mlflow-stack/*").split():
-                    subprocess.run(["docker", "rmi", "--force", image], capture_output=True, check=False)
-                docker("builder", "prune", "--all", "--force")
-                rows.append(
-                    (
-                        "cold `./stack up`: base image, build, start",
-                        f"{seconds(lambda: stack.verb('up', timeout=3600)):.0f} s",
-                    )
-                )
+                make_cold(stack)
+                cold = seconds(lambda: stack.verb("up", timeout=3600))
+                rows.append(("cold `./stack up`: base image, build, start", f"{cold:.0f} s"))
             stack.verb("up")
 
             def rounds(action: Callable[[], object], before: Callable[[], object]) -> str:

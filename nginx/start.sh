@@ -10,7 +10,7 @@ settings=/tmp/nginx/settings.conf
 public_url=${PUBLIC_URL:-}
 public_url=${public_url%/}
 public_host=${public_url#*://}
-if [ -n "$public_url" ] && ! printf '%s' "$public_url" | grep -Eq '^https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\])(:[0-9]{1,5})?$'; then
+if [ -n "$public_url" ] && ! printf '%s' "$public_url" | tr '\n' ' ' | grep -Eq '^https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\])(:[0-9]{1,5})?$'; then
     refuse "PUBLIC_URL is '$public_url'" 'write scheme, host and, if any, port in .env: PUBLIC_URL=https://mlflow.example.com'
 fi
 
@@ -22,7 +22,7 @@ fi
         printf '    "~*\\|(localhost|127\\.0\\.0\\.1|\\[::1\\])(:[0-9]+)?$" 0;\n}\n'
         printf 'map "" $public_url_origin { default "%s"; }\n' "$public_url"
     else
-        printf 'map "" $refuse_host { default 0; }\nmap "" $public_url_origin { default none; }\n'
+        printf 'map "" $refuse_host { default 0; }\nmap "" $public_url_origin { default ""; }\n'
     fi
 
     printf 'geo $realip_remote_addr $from_trusted_proxy {\n    default 0;\n'

@@ -8,38 +8,57 @@ MEMORY_NEEDED_MB=3500
 
 # Docker answers, with a Compose and a Buildx that are new enough; else installs or refuses.
 check_engine() {
-    if ! command -v docker >/dev/null || ! compose_is_new_enough || ! buildx_works; then
-        if command -v docker >/dev/null && docker info >/dev/null 2>&1 && ! is_root; then
-            die "Docker Compose 2.24 or newer and Buildx are needed; here: Compose ${compose_version:-none}" \
-                'nothing was changed' 'sudo ./stack install-docker' "$STATUS_NOT_ALLOWED"
-        fi
-        install_docker
+    ! engine_answers || check_engine_version  # before anything is installed
+    [ -z "$(missing_parts)" ] || install_docker
+    if ! engine_answers; then
+        if ! is_root || user_may_not || [ -n "${DOCKER_HOST:-}" ]; then die_of_silence; fi
+        docker_daemon_there || install_docker
+        start_docker
     fi
-    if ! docker info >/dev/null 2>&1; then
-        if [ -S /var/run/docker.sock ] && [ ! -w /var/run/docker.sock ]; then
-            die "you ($(id -un)) may not use Docker's socket" 'nothing was changed' \
-                "sudo usermod --append --groups docker $(id -un), log in again; or: sudo ./stack $verb" "$STATUS_NOT_ALLOWED"
-        fi
-        if is_root; then
-            docker_daemon_there || install_docker
-            start_docker || die 'the Docker daemon does not answer, and there is no dockerd here to start' \
-                'nothing was changed' 'start Docker (Desktop), then run ./stack up' "$STATUS_REFUSED"
-        else
-            die 'the Docker daemon does not answer' 'nothing was changed' \
-                'sudo systemctl start docker (or start Docker Desktop), then run ./stack up' "$STATUS_NOT_ALLOWED"
-        fi
-    fi
+    check_engine_version
+}
+
+check_engine_version() {
     engine_version=$(docker version --format '{{.Server.Version}}')
-    [ "${engine_version%%.*}" -ge 20 ] || die "Docker Engine $engine_version is too old; 20.10 or newer is needed" \
+    if [ "${engine_version%%.*}" -ge 20 ] 2>/dev/null; then return 0; fi
+    die "Docker Engine $engine_version is too old; 20.10 or newer is needed" \
         'nothing was changed' 'upgrade Docker Engine, then run ./stack up' "$STATUS_REFUSED"
+}
+
+# For verbs that work on a stack that is there: Docker answers.
+need_docker() {
+    command -v docker >/dev/null || die 'Docker is not on this machine' 'so no stack runs here' './stack up' "$STATUS_REFUSED"
+    engine_answers || die_of_silence
+}
+
+# For verbs that work on secrets: without a first start Compose would build images and make an
+# empty volume for them.
+need_stack() {
+    need_docker
+    docker volume inspect "$(project_name)_secrets" >/dev/null 2>&1 ||
+        die "no stack of the name $(project_name) was ever started here" 'nothing was changed' './stack up' "$STATUS_REFUSED"
+}
+
+user_may_not() { docker info 2>&1 | grep -qi 'permission denied'; }
+
+# Docker's command is there and gets no answer, and ./stack cannot mend it.
+die_of_silence() {
+    if user_may_not; then
+        die "you ($(id -un)) may not use Docker's socket" 'nothing was changed' \
+            "sudo usermod --append --groups docker $(id -un), log in again; or: sudo ./stack $verb" "$STATUS_NOT_ALLOWED"
+    fi
+    [ -z "${DOCKER_HOST:-}" ] || die "no Docker daemon answers at DOCKER_HOST=$DOCKER_HOST" 'nothing was changed' \
+        'start that daemon, or: unset DOCKER_HOST' "$STATUS_REFUSED"
+    die 'the Docker daemon does not answer' 'nothing was changed' \
+        "sudo systemctl start docker (or start Docker Desktop), then run ./stack $verb" "$STATUS_NOT_ALLOWED"
 }
 
 # check_disk MEGABYTES: free space where Docker keeps images and volumes.
 check_disk() {
-    docker_folder=$(docker info --format '{{.DockerRootDir}}' 2>/dev/null)
+    docker_folder=$(docker info --format '{{.DockerRootDir}}')
     [ -d "$docker_folder" ] || return 0  # a remote engine, or Docker Desktop's own machine
     free_mb=$(df -Pm "$docker_folder" | awk 'NR == 2 { print $4 }')
-    [ "$free_mb" -ge "$1" ] || die "the disk has $free_mb MB free where Docker keeps its data; $1 MB are needed" \
+    [ "${free_mb:-0}" -ge "$1" ] || die "the disk has ${free_mb:-?} MB free where Docker keeps its data ($docker_folder); $1 MB are needed" \
         'nothing was changed' 'free some space (docker system df; docker builder prune), then run ./stack up' "$STATUS_REFUSED"
 }
 
@@ -53,23 +72,43 @@ check_memory() {
 check_port() {
     port=$(setting HTTP_PORT 8080)
     address=$(setting BIND_ADDRESS 127.0.0.1)
-    holder=$(docker ps --filter "publish=$port" --format '{{.Label "com.docker.compose.project"}}/{{.Names}}' | head -n 1)
-    case $holder in "$(project_name)"/*) return 0 ;; esac
-    if [ -n "$holder" ] || port_is_taken "$port"; then
-        die "port $port on $address is taken${holder:+ by the container ${holder#*/}}" \
-            'nothing was changed' "choose another: HTTP_PORT=$((port + 1)) ./stack up, or write HTTP_PORT into .env" "$STATUS_REFUSED"
-    fi
+    publishers=$(docker ps --filter "publish=$port" --format '{{.Label "com.docker.compose.project"}}/{{.Names}} {{.Ports}}')
+    case $publishers in "$(project_name)"/* | *"
+$(project_name)"/*) return 0 ;; esac
+    case $address in
+        0.0.0.0 | '[::]') overlap=":$port->" ;;
+        *) overlap=" $address:$port->
+ 0.0.0.0:$port->
+ [::]:$port->
+ :::$port->" ;;
+    esac
+    holder=$(printf '%s\n' "$publishers" | grep -F -e "$overlap" | head -n 1)
+    if [ -z "$holder" ] && ! port_is_taken "$port" "$address"; then return 0; fi
+    holder=${holder%% *}
+    [ "$port" -lt 65535 ] && other=$((port + 1)) || other=8080
+    die "port $port on $address is taken${holder:+ by the container ${holder#*/}}" 'nothing was changed' \
+        "write HTTP_PORT=$other (or another that is free) into .env, then run ./stack up" "$STATUS_REFUSED"
 }
 
-# Someone listens on PORT of this machine (Linux says so in /proc; elsewhere lsof).
+# port_is_taken PORT ADDRESS: someone listens there, or on PORT of every address of this machine
+# (Linux says so in /proc, in hexadecimal, the last octet first; elsewhere lsof).
 port_is_taken() {
-    if [ -r /proc/net/tcp ]; then
-        hex=$(printf '%04X' "$1")
-        cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | awk -v port="$hex" \
-            '$4 == "0A" { split($2, a, ":"); if (a[2] == port) found = 1 } END { exit !found }'
-    else
+    if [ ! -r /proc/net/tcp ]; then
         lsof -nP -iTCP:"$1" -sTCP:LISTEN >/dev/null 2>&1
+        return
     fi
+    hex_address='.*'
+    case $2 in
+        0.0.0.0 | *:*) ;;
+        *)
+            IFS=.
+            # shellcheck disable=SC2086  # four octets
+            set -- "$1" $2
+            unset IFS
+            hex_address=$(printf '.*%02X%02X%02X%02X' "$5" "$4" "$3" "$2") ;;
+    esac
+    cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | awk '$4 == "0A" { print $2 }' |
+        grep -Exq "(0+|$hex_address):$(printf '%04X' "$1")"
 }
 
 # Opening the door to a network is a stated choice.

@@ -6,7 +6,6 @@ STATUS_USAGE=2        # the words of the call are off
 STATUS_NOT_ALLOWED=3  # needs root, or the Docker group
 STATUS_BUSY=4         # another ./stack works on the same project
 STATUS_REFUSED=5      # a check said no; nothing was changed
-export STATUS_FAILED STATUS_USAGE STATUS_NOT_ALLOWED STATUS_BUSY STATUS_REFUSED
 
 BASE_IMAGE_DEFAULT=mlflow-stack/base:trixie
 
@@ -22,17 +21,36 @@ die() {
     exit "${4:-$STATUS_FAILED}"
 }
 
-# The settings file that Compose reads too (COMPOSE_ENV_FILES is Compose's own name).
-env_file() { printf '%s' "${COMPOSE_ENV_FILES:-.env}"; }
+# The settings files that Compose reads too, one a line (COMPOSE_ENV_FILES is Compose's own
+# name, and a list with commas).
+env_files() { printf '%s\n' "${COMPOSE_ENV_FILES:-.env}" | tr ',' '\n'; }
 
-# setting NAME DEFAULT: the environment first, then the settings file, then DEFAULT.
-# An empty value counts as unset, as ${NAME:-default} does in docker-compose.yml.
+# file_setting NAME: its value in the settings files, read as Compose reads them: the last
+# line counts; without quotes, and without a comment after a blank.
+file_setting() {
+    [ -e .env ] || [ -n "${COMPOSE_ENV_FILES:-}" ] || return 0
+    IFS=,
+    # shellcheck disable=SC2086  # a list of files
+    awk -v name="$1" '
+        { sub(/^[ \t]+/, ""); sub(/[ \t\r]+$/, "") }
+        index($0, name "=") == 1 {
+            value = substr($0, length(name) + 2)
+            if (match(value, /^("[^"]*"|\047[^\047]*\047)/) && substr(value, RLENGTH + 1) ~ /^[ \t]*(#.*)?$/)
+                value = substr(value, 2, RLENGTH - 2)
+            else
+                sub(/[ \t]+#.*$/, "", value)
+        }
+        END { printf "%s", value }' ${COMPOSE_ENV_FILES:-.env} 2>/dev/null || :
+    unset IFS
+}
+
+# setting NAME DEFAULT: the environment, else the settings files; an empty value is DEFAULT.
+# As in Compose, a variable that is set but empty hides what the file says.
 setting() {
-    eval "setting_value=\${$1:-}"
-    if [ -z "$setting_value" ] && [ -f "$(env_file)" ]; then
-        setting_value=$(sed -n "s/^[[:space:]]*$1=//p" "$(env_file)" | tail -n 1 |
-            sed -e 's/[[:space:]][[:space:]]*#.*$//' -e 's/[[:space:]]*$//' \
-                -e 's/^"\(.*\)"$/\1/' -e "s/^'\(.*\)'$/\1/")
+    if eval "[ -n \"\${$1+set}\" ]"; then
+        eval "setting_value=\$$1"
+    else
+        setting_value=$(file_setting "$1")
     fi
     printf '%s' "${setting_value:-$2}"
 }
@@ -46,7 +64,7 @@ stack_url() {
         printf '%s' "${public_url%/}"
     else
         address=$(setting BIND_ADDRESS 127.0.0.1)
-        case $address in 0.0.0.0 | '::' | '[::]') address=127.0.0.1 ;; esac
+        case $address in 0.0.0.0) address=127.0.0.1 ;; '[::]') address='[::1]' ;; esac
         printf 'http://%s:%s' "$address" "$(setting HTTP_PORT 8080)"
     fi
 }
@@ -55,33 +73,67 @@ is_root() { [ "$(id -u)" -eq 0 ]; }
 
 # confirm QUESTION: true when the user agrees, --yes was given, or nobody is there to ask.
 confirm() {
-    if [ "${ASSUME_YES:-no}" = yes ] || [ ! -t 0 ]; then return 0; fi
+    if [ "$ASSUME_YES" = yes ] || [ ! -t 0 ]; then return 0; fi
     printf '%s [y/N] ' "$1" >&2
     read -r confirm_answer
     case $confirm_answer in y | Y | yes) return 0 ;; *) return 1 ;; esac
 }
 
-# One ./stack at a time may change a project. A directory is made atomically
-# everywhere; a lock whose owner is gone (kill -9, reboot) is taken over.
-take_lock() {
-    lock_directory=${TMPDIR:-/tmp}/$(project_name).stack-lock
-    if ! mkdir "$lock_directory" 2>/dev/null; then
-        lock_owner=$(cat "$lock_directory/pid" 2>/dev/null || echo '')
-        if [ -z "$lock_owner" ]; then  # between its mkdir and its first line
-            sleep 1
-            lock_owner=$(cat "$lock_directory/pid" 2>/dev/null || echo '')
-        fi
-        if [ -n "$lock_owner" ] && kill -0 "$lock_owner" 2>/dev/null; then
-            die "another ./stack (process $lock_owner) is working on project $(project_name)" \
-                'this one did nothing' 'wait for it, then run the command again' "$STATUS_BUSY"
-        fi
-        rm -rf "$lock_directory"
-        mkdir "$lock_directory" 2>/dev/null ||
-            die "another ./stack has just started on project $(project_name)" \
-                'this one did nothing' 'wait for it, then run the command again' "$STATUS_BUSY"
+# confirm_loss LOSS COMMAND: for what cannot be undone. Where nobody is there to ask, only
+# --yes means yes: COMMAND says it.
+confirm_loss() {
+    if [ "$ASSUME_YES" = no ] && [ ! -t 0 ]; then
+        die "$1 would be lost for ever" 'there is no terminal to ask at; nothing was changed' "$2" "$STATUS_REFUSED"
     fi
-    echo $$ >"$lock_directory/pid"
-    trap 'rm -rf "$lock_directory"' EXIT
-    trap 'exit 130' INT
-    trap 'exit 143' TERM
+    confirm "$1 will be lost for ever. Go on?" || die 'you said no' 'nothing was changed' '' "$STATUS_REFUSED"
+}
+
+# What ./stack made for itself goes when it ends, also by Ctrl-C.
+lock_directory=''
+work_directory=''
+clean_up() {
+    [ -z "$lock_directory" ] || rm -rf "$lock_directory"
+    [ -z "$work_directory" ] || rm -rf "$work_directory"
+}
+trap clean_up EXIT
+trap 'exit 129' HUP
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+make_work_directory() { [ -n "$work_directory" ] || work_directory=$(mktemp -d); }
+
+# A process of another user counts too, so kill -0 alone would not do.
+process_lives() { kill -0 "$1" 2>/dev/null || [ -d "/proc/$1" ] || ps -p "$1" >/dev/null 2>&1; }
+
+# A directory is made atomically everywhere. Other users must be able to read who holds it.
+make_lock() { (umask 022 && mkdir "$lock" && echo $$ >"$lock/pid") 2>/dev/null; }
+
+refuse_if_held() {
+    lock_owner=$(cat "$lock/pid" 2>/dev/null || :)
+    if [ -z "$lock_owner" ] || [ "$lock_owner" = $$ ] || ! process_lives "$lock_owner"; then return 0; fi
+    die "another ./stack (process $lock_owner) is working on project $(project_name); this one did nothing" '' \
+        "wait for it, then run the command again (if that process is no ./stack: rm -r $lock)" "$STATUS_BUSY"
+}
+
+# The owner is gone (kill -9, reboot), or is between its mkdir and its first line.
+take_over_lock() {
+    refuse_if_held
+    sleep 1
+    refuse_if_held
+    rm -rf "$lock" 2>/dev/null || :
+    if ! make_lock; then
+        refuse_if_held
+        die "the lock $lock cannot be made" 'another user left it behind, or /tmp cannot be written; nothing was changed' \
+            "sudo rm -rf $lock; df /tmp" "$STATUS_REFUSED"
+    fi
+    sleep 1  # two may have found the same dead owner: the later one has the lock
+    refuse_if_held
+}
+
+# One ./stack at a time may change a project. The lock is in /tmp, not in TMPDIR: two users
+# must meet at the same place.
+take_lock() {
+    lock=/tmp/$(project_name).stack-lock
+    make_lock || take_over_lock
+    lock_directory=$lock
 }

@@ -3,6 +3,7 @@
 # is debian:trixie-slim from a registry; where none answers, the same made by debootstrap
 # from the mirror that the machine's own apt sources name.
 . scripts/host/install-docker.sh
+. scripts/host/report-failure.sh
 
 ROOT_IMAGE_DEFAULT=debian:trixie-slim
 ROOT_IMAGE_OWN=mlflow-stack/root:trixie
@@ -17,32 +18,34 @@ debootstrap_root_image() {
         "load it by hand: docker load --input FILE; docker tag IMAGE $ROOT_IMAGE_DEFAULT" "$STATUS_REFUSED"
     is_root || die 'no registry answers, and only root can make the base image with debootstrap' \
         'nothing was built' 'sudo ./stack up' "$STATUS_NOT_ALLOWED"
-    if ! command -v debootstrap >/dev/null; then
-        apt-get update --quiet --quiet
-        DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --quiet --no-install-recommends \
-            debootstrap debian-archive-keyring >/dev/null
+    if ! command -v debootstrap >/dev/null || [ ! -f "$DEBIAN_KEYRING" ]; then
+        apt_update
+        apt_install debootstrap debian-archive-keyring
     fi
-    root=$(mktemp -d)
-    debootstrap --variant=minbase --keyring=/usr/share/keyrings/debian-archive-keyring.gpg \
-        trixie "$root" "$(debian_mirror)" >"$root.log" 2>&1 || {
+    make_work_directory
+    root=$work_directory/root
+    if ! debootstrap --variant=minbase --keyring="$DEBIAN_KEYRING" trixie "$root" "$(debian_mirror)" >"$root.log" 2>&1; then
         tail -n 5 "$root.log" >&2
-        rm -rf "$root"
         die "debootstrap could not make Debian trixie from $(debian_mirror)" 'nothing was built' \
             'set DEBIAN_MIRROR=http://…/debian to a mirror that this machine reaches, then run ./stack up'
-    }
+    fi
     printf '%s\n' 'path-exclude /usr/share/doc/*' 'path-exclude /usr/share/man/*' \
         'path-exclude /usr/share/locale/*' >"$root/etc/dpkg/dpkg.cfg.d/docker"
     printf '%s\n' 'APT::Install-Recommends "false";' 'Acquire::Languages "none";' >"$root/etc/apt/apt.conf.d/90slim"
-    tar --directory "$root" --create --numeric-owner --one-file-system \
+    # Through a file: in a pipe, a tar that fails would go unseen.
+    if ! tar --directory "$root" --create --file "$root.tar" --numeric-owner --one-file-system \
         --exclude='./var/cache/apt/*' --exclude='./var/lib/apt/lists/*' --exclude='./var/log/*' \
         --exclude='./usr/share/doc/*' --exclude='./usr/share/man/*' --exclude='./usr/share/locale/*' \
-        --exclude='./dev/*' --exclude='./proc/*' --exclude='./sys/*' --exclude='./tmp/*' . |
-        docker import --change 'CMD ["bash"]' - "$ROOT_IMAGE_OWN" >/dev/null
-    rm -rf "$root" "$root.log"
+        --exclude='./dev/*' --exclude='./proc/*' --exclude='./sys/*' --exclude='./tmp/*' . ||
+        ! docker import --change 'CMD ["bash"]' "$root.tar" "$ROOT_IMAGE_OWN" >/dev/null; then
+        die 'Docker did not take what debootstrap made' 'nothing was built' \
+            'mend what the lines above say (mostly: a full disk), then run ./stack up'
+    fi
+    rm -rf "$root" "$root.tar"
 }
 
 make_base_image() {
-    if [ -n "$(setting BASE_IMAGE '')" ]; then return 0; fi
+    if [ "$(setting BASE_IMAGE "$BASE_IMAGE_DEFAULT")" != "$BASE_IMAGE_DEFAULT" ]; then return 0; fi
     if image_there "$ROOT_IMAGE_DEFAULT"; then
         root_image=$ROOT_IMAGE_DEFAULT
     elif image_there "$ROOT_IMAGE_OWN"; then
@@ -58,7 +61,9 @@ make_base_image() {
         fi
     fi
     docker buildx build --quiet --tag "$BASE_IMAGE_DEFAULT" --build-arg ROOT_IMAGE="$root_image" \
-        --build-arg APT_MIRROR="${APT_MIRROR:-}" \
-        --build-arg HTTP_PROXY --build-arg HTTPS_PROXY --build-arg NO_PROXY \
-        --secret id=host_ca,src="${BUILD_CA_FILE:-/dev/null}" base >/dev/null
+        --build-arg APT_MIRROR="$(setting APT_MIRROR '')" \
+        --build-arg HTTP_PROXY="$(setting BUILD_HTTP_PROXY '')" \
+        --build-arg HTTPS_PROXY="$(setting BUILD_HTTPS_PROXY '')" \
+        --build-arg NO_PROXY="$(setting BUILD_NO_PROXY '')" \
+        --secret id=host_ca,src="$(setting BUILD_CA_FILE /dev/null)" base >/dev/null || die_of_build 'the base image'
 }

@@ -1,13 +1,17 @@
 # shellcheck shell=sh
-# parse_options WORD…: the options that verbs share. A verb names what it takes in
-# OPTIONS (default: --yes); what is left goes to REST.
+# parse_options OPTIONS WORDS ARGUMENT…: sort a verb's arguments. OPTIONS are the options that
+# it takes; WORDS says what its other words are (they go to REST), or is empty if it has none.
 
 parse_options() {
-    REST=''
-    for word in "$@"; do
-        case " ${OPTIONS:---yes} " in
-            *" $word "*)
-                case $word in
+    options=" $1 "
+    words=$2
+    shift 2
+    # Never from the environment: VOLUMES=yes there must not delete anything.
+    ASSUME_YES=no JSON=no VERSIONS=no VOLUMES=no LONG=no BUILD=yes REST=''
+    for argument in "$@"; do
+        case $options in
+            *" $argument "*)
+                case $argument in
                     --yes) ASSUME_YES=yes ;;
                     --json) JSON=yes ;;
                     --versions) VERSIONS=yes ;;
@@ -16,11 +20,11 @@ parse_options() {
                     --no-build) BUILD=no ;;
                 esac ;;
             *)
-                case $word in
-                    -*) die "this verb has no option '$word'" 'nothing was done' "./stack $verb --help" "$STATUS_USAGE" ;;
+                case $words,$argument in
+                    *,-*) die "$verb has no option '$argument'" 'nothing was done' "./stack $verb --help" "$STATUS_USAGE" ;;
+                    ,*) die "$verb takes no '$argument'" 'nothing was done' "./stack $verb --help" "$STATUS_USAGE" ;;
                 esac
-                REST="$REST $word" ;;
+                REST="$REST $argument" ;;
         esac
     done
-    export ASSUME_YES JSON VERSIONS VOLUMES LONG BUILD REST
 }

@@ -2,20 +2,20 @@
 # What ./stack test needs on a machine where nothing was ever installed.
 . scripts/host/check-machine.sh
 
-apt_install() {
-    if ! is_root || ! command -v apt-get >/dev/null; then
-        die "the tests need: $*" 'nothing was changed' "sudo apt-get install $*" "$STATUS_NOT_ALLOWED"
-    fi
-    apt-get update --quiet --quiet
-    DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --quiet --no-install-recommends "$@" >/dev/null
+# need PACKAGE…: Debian packages that the tests use.
+need() {
+    command -v apt-get >/dev/null || die "the tests need: $*" 'nothing was changed' 'install them, then run ./stack test' "$STATUS_REFUSED"
+    is_root || die "the tests need: $*" 'nothing was changed' "sudo apt-get install $*" "$STATUS_NOT_ALLOWED"
+    apt_update
+    apt_install "$@"
 }
 
 # .venv with the locked packages; made anew when the lock changes.
 prepare_python() {
-    command -v python3 >/dev/null || apt_install python3 python3-venv
+    command -v python3 >/dev/null || need python3 python3-venv
     python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || die 'the tests need Python 3.11 or newer' \
         "here: $(python3 --version)" 'install one as python3, then run ./stack test' "$STATUS_REFUSED"
-    python3 -c 'import ensurepip, venv' 2>/dev/null || apt_install python3-venv
+    python3 -c 'import ensurepip, venv' 2>/dev/null || need python3-venv
     lock_sum=$(cksum <tests/requirements.txt)
     if [ "$(cat .venv/lock-sum 2>/dev/null)" != "$lock_sum" ]; then
         step 'installing the test packages into .venv (two minutes the first time)'
@@ -33,6 +33,6 @@ prepare_docker() {
 prepare_browser() {
     command -v chromium >/dev/null || {
         step 'installing Chromium'
-        apt_install chromium
+        need chromium
     }
 }

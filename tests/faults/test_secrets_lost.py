@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import mlflow
 import pytest
@@ -13,9 +14,17 @@ from kit.stack import Stack, poll
 
 
 @pytest.fixture(scope="module")
-def own(stack: Stack, make_stack: Callable[..., Stack]) -> Iterator[Stack]:
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The second stack's own config folder."""
+    folder = tmp_path_factory.mktemp("config")
+    (folder / "secrets").mkdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def own(stack: Stack, config: Path, make_stack: Callable[..., Stack]) -> Iterator[Stack]:
     """A second stack beside the session's, from the same images."""
-    own = make_stack("secrets")
+    own = make_stack("secrets", CONFIG_FOLDER=str(config))
     own.verb("up", "--no-build")
     yield own
     own.compose("down", "--volumes")
@@ -82,8 +91,23 @@ def test_rotated_database_and_storage_passwords_keep_everything_working(
     assert said.strip() == "InvalidAccessKeyId"
 
 
+def test_an_operators_own_password_is_taken_at_the_next_up_and_not_rotated_away(
+    own: Stack, config: Path
+) -> None:
+    override = config / "secrets" / "admin_password"
+    override.write_text("grün & 'quoted' $HOME\n")
+    own.verb("up", "--no-build")
+    own.forget_password()
+    assert own.password == "grün & 'quoted' $HOME"
+    poll(lambda: own.get("/version").status_code == 200, seconds=10, what="the new password is accepted")
+    refused = own.verb("rotate", "admin", check=False)
+    assert refused.returncode != 0
+    assert "config/secrets/admin_password" in refused.stderr
+    override.unlink()
+
+
 def test_a_lost_secrets_volume_sets_passwords_anew_and_refuses_a_lost_key(
-    own: Stack, monkeypatch: pytest.MonkeyPatch
+    own: Stack, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_id = log_a_run(own, monkeypatch)
     old_password = own.password
@@ -100,25 +124,20 @@ def test_a_lost_secrets_volume_sets_passwords_anew_and_refuses_a_lost_key(
     assert "fix: put the old key into config/secrets/kek_passphrase" in refused.stderr
     assert own.compose("ps", "--quiet", "nginx").stdout == ""
 
-    # The way with a backup of the keys: they are put where an operator puts them.
-    put_keys_back(own, keys)
+    for name, value in keys.items():  # from the operator's backup
+        (config / "secrets" / name).write_text(value + "\n")
     own.verb("up", "--no-build")
     own.forget_password()
     assert own.password != old_password
     assert read_the_note(own, run_id) == "kept"
 
 
-def put_keys_back(stack: Stack, keys: dict[str, str]) -> None:
-    """As config/secrets/NAME would, without touching the checkout's own folder."""
-    for name, value in keys.items():
-        script = f"umask 077; rm -f /secrets/source/{name}; printf %s '{value}' > /secrets/source/{name}"
-        stack.compose("run", "--rm", "--no-deps", "-T", "--entrypoint", "sh", "secrets", "-c", script)
-
-
 def test_keys_lost_for_good_can_be_given_up_by_a_stated_choice(
-    own: Stack, monkeypatch: pytest.MonkeyPatch
+    own: Stack, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_id = log_a_run(own, monkeypatch)
+    for path in (config / "secrets").iterdir():
+        path.unlink()
     own.verb("down")
     subprocess.run(["docker", "volume", "rm", f"{own.project}_secrets"], check=True, capture_output=True)
     assert own.verb("up", "--no-build", check=False).returncode == 1

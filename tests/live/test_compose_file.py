@@ -155,7 +155,8 @@ def test_env_makes_a_shell_ready(stack: Stack) -> None:
     assert requests.get(f"{uri}/version", auth=("admin", password), timeout=10).status_code == 200
 
 
-def test_a_second_up_changes_nothing_that_runs(stack: Stack) -> None:
+def test_a_second_up_or_a_plain_compose_up_changes_nothing_that_runs(stack: Stack) -> None:
     before = {service: stack.container(service) for service in LONG_RUNNING}
     stack.verb("up")
+    stack.compose("up", "--detach", "--wait")
     assert {service: stack.container(service) for service in LONG_RUNNING} == before

@@ -4,10 +4,11 @@
 #: Values that were encrypted under the old keys (gateway and webhook secrets) stay
 #: unreadable and must be entered again.
 . scripts/host/options.sh
-parse_options "$@"
+. scripts/host/check-machine.sh
+parse_options '--yes' '' "$@"
+need_stack
+confirm_loss 'what the old keys encrypted (gateway and webhook secrets)' './stack accept-keys --yes'
 take_lock
-confirm 'Stored secrets that were encrypted under the old keys become unreadable for ever. Go on?' ||
-    die 'nothing was changed' 'you said no' 'put the old keys into config/secrets, then ./stack up' "$STATUS_REFUSED"
 docker compose up --detach --wait --no-build postgres minio
 docker compose run --rm --no-deps -T prepare python -m stackserver.prepare --accept-keys
 docker compose up --detach --wait --no-build

@@ -3,17 +3,15 @@
 #:
 #: --volumes also deletes all data of this project: records, artifacts and secrets.
 . scripts/host/options.sh
-OPTIONS='--volumes --yes'
-parse_options "$@"
-take_lock
+. scripts/host/check-machine.sh
+parse_options '--volumes --yes' '' "$@"
+need_docker
 
-if [ "${VOLUMES:-no}" = yes ]; then
-    if [ ! -t 0 ] && [ "${ASSUME_YES:-no}" = no ]; then
-        die '--volumes deletes all runs, models and secrets' 'nothing was changed' './stack down --volumes --yes' "$STATUS_REFUSED"
-    fi
-    confirm "Delete all runs, models, artifacts and secrets of project $(project_name)?" ||
-        die 'nothing was deleted' 'you said no' './stack down' "$STATUS_REFUSED"
+if [ "$VOLUMES" = yes ]; then
+    confirm_loss "all runs, models, artifacts and secrets of project $(project_name)" './stack down --volumes --yes'
+    take_lock
     docker compose down --remove-orphans --volumes
 else
+    take_lock
     docker compose down --remove-orphans
 fi

@@ -4,14 +4,15 @@
 #: database restarts PostgreSQL (clients wait and retry for some seconds); the others
 #: interrupt nothing. The keys that encrypt stored values are never rotated by this.
 . scripts/host/options.sh
-OPTIONS=' '
-parse_options "$@"
+. scripts/host/check-machine.sh
+parse_options '' admin "$@"
 what=${REST# }
-take_lock
 case $what in
     admin | database | storage) ;;
     *) die "rotate what? '$what' is none of admin, database, storage" 'nothing was changed' './stack rotate admin' "$STATUS_USAGE" ;;
 esac
+need_stack
+take_lock
 docker compose run --rm --no-deps -T secrets secrets rotate "$what"
 case $what in
     database) docker compose restart postgres ;;

@@ -1,8 +1,9 @@
 # shellcheck shell=sh
 #: ./stack status [--json] [--versions] — what runs, and whether it is well (exit 1 if not)
 . scripts/host/options.sh
-OPTIONS='--json --versions'
-parse_options "$@"
+. scripts/host/check-machine.sh
+parse_options '--json --versions' '' "$@"
+need_docker
 
 # A line per container: service, state, health, exit status, restarts, memory limit, image.
 container_lines() {
@@ -34,19 +35,19 @@ for name in ("mlflow", "SQLAlchemy", "psycopg2-binary", "boto3", "gunicorn", "mi
     printf 'compose %s\n' "$(docker compose version --short)"
 }
 
-if [ "${JSON:-no}" = yes ]; then
+if [ "$JSON" = yes ]; then
     printf '{"project": "%s", "url": "%s", "ok": %s, "services": [' "$(project_name)" "$(stack_url)" \
         "$([ -z "$bad$missing" ] && echo true || echo false)"
     printf '%s\n' "$lines" | awk 'NF { printf "%s{\"service\": \"%s\", \"state\": \"%s\", \"health\": \"%s\", \"exit_status\": %d, \"restarts\": %d, \"container\": \"%s\"}", separator, $1, $2, ($3 == "-" ? "" : $3), $4, $5, substr($6, 2); separator = ", " }'
     printf ']'
-    if [ "${VERSIONS:-no}" = yes ]; then
+    if [ "$VERSIONS" = yes ]; then
         versions | awk 'BEGIN { printf ", \"versions\": {" } { printf "%s\"%s\": \"%s\"", separator, $1, $2; separator = ", " } END { printf "}" }'
     fi
     printf '}\n'
 else
     say "project $(project_name) at $(stack_url)"
     printf '%s\n' "$lines" | awk 'NF { state = ($2 == "exited" && $4 == 0) ? "done" : $2; printf "  %-10s %-10s %-10s restarts %s\n", $1, state, ($3 == "-" ? "" : $3), $5 }'
-    [ "${VERSIONS:-no}" = no ] || versions | awk '{ printf "  %-16s %s\n", $1, $2 }'
+    [ "$VERSIONS" = no ] || versions | awk '{ printf "  %-16s %s\n", $1, $2 }'
 fi
 if [ -n "$bad$missing" ]; then
     [ -z "$missing" ] || printf 'error: not there:%s\n' "$missing" >&2

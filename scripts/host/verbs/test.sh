@@ -7,8 +7,7 @@
 #: time for. Leaves no container, volume or network behind.
 . scripts/host/options.sh
 . scripts/host/prepare-tests.sh
-OPTIONS='--long'
-parse_options "$@"
+parse_options '--long' NAME "$@"
 
 paths=''
 for name in $REST; do
@@ -26,7 +25,7 @@ case $paths in *browser*) prepare_browser ;; esac
 
 step 'tests'
 export HYPOTHESIS_PROFILE=ci
-if [ "${LONG:-no}" = yes ]; then
+if [ "$LONG" = yes ]; then
     HYPOTHESIS_PROFILE=long
     paths="--long $paths"
 fi

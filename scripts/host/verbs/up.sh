@@ -10,21 +10,26 @@
 . scripts/host/make-base-image.sh
 . scripts/host/build-environment.sh
 . scripts/host/report-failure.sh
-OPTIONS='--yes --no-build'
-parse_options "$@"
+parse_options '--yes --no-build' '' "$@"
 
 # Pre-flight. Nothing is changed yet, except that a bare machine gets its Docker.
 check_settings
 take_lock
 check_engine
 image_tag=$(setting IMAGE_TAG latest)
-if image_there "mlflow-stack/nginx:$image_tag"; then check_disk "$DISK_NEEDED_BUILT_MB"; else check_disk "$DISK_NEEDED_MB"; fi
+if image_there "mlflow-stack/nginx:$image_tag"; then
+    check_disk "$DISK_NEEDED_BUILT_MB"
+elif [ "$BUILD" = yes ]; then
+    check_disk "$DISK_NEEDED_MB"
+else
+    die "--no-build, but images with the tag $image_tag are not here" 'nothing was changed' './stack up' "$STATUS_REFUSED"
+fi
 check_memory
 check_port
 warn_if_open
 
 # From here on things change; every step may be repeated.
-if [ "${BUILD:-yes}" = yes ]; then
+if [ "$BUILD" = yes ]; then
     build_environment
     make_base_image
     step 'building images (a few minutes the first time, seconds after that)'

@@ -1,4 +1,5 @@
 # shellcheck shell=sh
 #: ./stack url — print the address of the stack
-stack_url
-echo
+. scripts/host/options.sh
+parse_options '' '' "$@"
+say "$(stack_url)"
