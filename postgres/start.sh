@@ -21,7 +21,7 @@ done
 
 max_connections=${POSTGRES_MAX_CONNECTIONS:-500}
 case $max_connections in
-    '' | *[!0-9]*) refuse "POSTGRES_MAX_CONNECTIONS is '$max_connections', not a number" 'correct it in .env (for example 500)' ;;
+    *[!0-9]* | ????*) refuse "POSTGRES_MAX_CONNECTIONS is '$max_connections', not a number below 1000" 'correct it in .env (for example 500)' ;;
 esac
 
 # The container's limit (cgroup 2, then 1); without one, half of the machine.
@@ -44,14 +44,33 @@ if [ ! -s "$DATA/PG_VERSION" ]; then
     mv "$DATA.new" "$DATA"
 fi
 
-# One statement a line: single-user mode ends a statement at the newline.
-{
-    printf 'DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = %s) THEN CREATE ROLE stackops LOGIN; END IF; END $$;\n' "'stackops'"
+password_statements() {
     for role in mlflow stackops; do
         printf "ALTER ROLE %s PASSWORD '%s';\n" "$role" "$(sed "s/'/''/g" "$SECRETS/${role}_password")"
     done
+}
+
+# One statement a line: single-user mode ends a statement at the newline.
+{
+    printf 'DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = %s) THEN CREATE ROLE stackops LOGIN; END IF; END $$;\n' "'stackops'"
+    password_statements
     printf 'REVOKE ALL ON DATABASE mlflow FROM PUBLIC;\nGRANT CONNECT, CREATE ON DATABASE mlflow TO stackops;\n'
 } | postgres --single -D "$DATA" postgres >/dev/null
+
+# A rotated password counts within two seconds, without a restart.
+follow_passwords() {
+    local known now
+    known=$(cksum "$SECRETS"/*)
+    while sleep 2; do
+        now=$(cksum "$SECRETS"/* 2>/dev/null) || continue
+        if [ "$now" != "$known" ] &&
+            password_statements | psql --quiet --host=/run/postgresql --username=postgres --dbname=postgres --set=ON_ERROR_STOP=1; then
+            known=$now
+            echo 'the roles have new passwords'
+        fi
+    done
+}
+follow_passwords &
 
 exec postgres -D "$DATA" -c config_file=/opt/postgres/postgresql.conf -c data_directory="$DATA" \
     -c max_connections="$max_connections" \

@@ -69,6 +69,7 @@ def log_seeds(client: mlflow.MlflowClient, folder: Path) -> Seeds:
 
     image = _confusion_image(parts[3], models[BEST].predict(parts[1]))
     _log_files(client, runs[BEST], folder, image)
+    mlflow.set_experiment(experiment_id=experiment_id)
     with mlflow.start_run(run_id=runs[BEST]):
         logged = mlflow.sklearn.log_model(
             models[BEST],

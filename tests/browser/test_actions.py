@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable
 
 import mlflow
-from mlflow.entities import ViewType
 from playwright.sync_api import Page, expect
 
 from browser.watch import PATIENCE_SECONDS
@@ -59,7 +58,6 @@ def test_the_demo_starts_and_is_cleared_away(visit: Callable[..., Page], client:
 
     def demo_is_gone() -> bool:
         page.wait_for_timeout(100)  # lets the browser's events in
-        everything = client.search_experiments(view_type=ViewType.ALL)
-        return demo.experiment_id not in {experiment.experiment_id for experiment in everything}
+        return demo.experiment_id not in {found.experiment_id for found in client.search_experiments()}
 
     poll(demo_is_gone, seconds=PATIENCE_SECONDS, what="the demo's experiment is gone", interval=0)

@@ -56,7 +56,7 @@ class Stack:
     settings_file: Path
     image_tag: str
     extra: dict[str, str] = field(default_factory=dict)
-    _password: str | None = None
+    _password: str | None = field(default=None, repr=False)
 
     @property
     def environment(self) -> dict[str, str]:

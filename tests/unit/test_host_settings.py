@@ -40,7 +40,6 @@ def host(tmp_path: Path) -> FakeHost:
         ("MLFLOW_WORKERS=two", "a whole number"),
         ("MLFLOW_THREADS=0", "a whole number from 1"),
         ("MLFLOW_GATEWAY=yes", "on or off"),
-        ("MLFLOW_JOBS=true", "on or off"),
         ("COMPOSE_PROJECT_NAME=My Stack", "small letters"),
         ("IMAGE_TAG=a/b", "letters, digits"),
         ("PUBLIC_URL=mlflow.example.com", "https://mlflow.example.com"),

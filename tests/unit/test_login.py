@@ -187,6 +187,11 @@ def test_basic_credentials_of_any_text_are_read_back(name: str, password: str) -
     assert parse_basic(header) == (name, password)
 
 
+def test_a_password_that_requests_encoded_as_latin_1_is_read() -> None:
+    header = "Basic " + base64.b64encode("admin:grün".encode("latin-1")).decode()
+    assert parse_basic(header) == ("admin", "grün")
+
+
 @given(header=st.text())
 def test_no_header_text_raises(header: str) -> None:
     parse_basic(header)

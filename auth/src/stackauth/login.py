@@ -53,15 +53,20 @@ class Login:
 def parse_basic(authorization: str) -> tuple[str, str] | None:
     """Given an Authorization header, return (name, password), or None if it is not Basic.
 
-    The password may hold colons and any UTF-8 (RFC 7617).
+    The password may hold colons and any UTF-8 (RFC 7617). What is not UTF-8 is read as
+    Latin-1, which Python's requests sends for such characters as "ü".
     """
     scheme, _, encoded = authorization.partition(" ")
     if scheme.lower() != "basic":
         return None
     try:
-        decoded = base64.b64decode(encoded.strip(), validate=True).decode("utf-8")
-    except (binascii.Error, UnicodeDecodeError):
+        raw = base64.b64decode(encoded.strip(), validate=True)
+    except (binascii.Error, ValueError):
         return None
+    try:
+        decoded = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        decoded = raw.decode("latin-1")
     name, colon, password = decoded.partition(":")
     return (name, password) if colon and name else None
 

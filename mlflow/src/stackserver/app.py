@@ -74,7 +74,7 @@ def create_app(settings: Settings) -> Callable[..., Awaitable[None]]:
     """Return the whole application."""
     pinned_revision()  # read once, before the workers fork
     limited = TempSpaceLayer(
-        mlflow_app, Path(os.environ["TMPDIR"]), settings.tmp_limit_bytes, settings.tmp_reserve_bytes
+        mlflow_app, Path(os.environ["TMPDIR"]).parent, settings.tmp_limit_bytes, settings.tmp_reserve_bytes
     )
     return MetricsLayer(StackRoutes(limited, settings))
 

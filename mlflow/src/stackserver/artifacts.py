@@ -21,7 +21,7 @@ from botocore.client import BaseClient
 from botocore.exceptions import ClientError
 from mlflow.environment_variables import MLFLOW_S3_ENDPOINT_URL
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
 
@@ -82,7 +82,7 @@ class StackS3ArtifactRepository(ArtifactRepository):
 
 
 class _FastFailingS3(S3ArtifactRepository):
-    """MLflow's S3 repository with our client and a 404 for what is missing."""
+    """MLflow's S3 repository with our client, and a 404 for what is missing."""
 
     def _get_s3_client(self) -> BaseClient:
         return s3_client(MLFLOW_S3_ENDPOINT_URL.get())
@@ -91,10 +91,12 @@ class _FastFailingS3(S3ArtifactRepository):
         try:
             super()._download_file(remote_file_path, local_path)
         except ClientError as error:
-            if error.response.get("Error", {}).get("Code") not in {"404", "NoSuchKey"}:
-                raise
+            code = error.response.get("Error", {}).get("Code")
             name = posixpath.basename(remote_file_path)
-            raise MlflowException(
-                f"The artifact '{name}' does not exist at '{remote_file_path}'.",
-                error_code=RESOURCE_DOES_NOT_EXIST,
-            ) from error
+            if code in {"404", "NoSuchKey"}:
+                message = f"The artifact '{name}' does not exist at '{remote_file_path}'."
+                raise MlflowException(message, error_code=RESOURCE_DOES_NOT_EXIST) from error
+            if code in {"400", "InvalidArgument"}:
+                message = f"'{remote_file_path}' cannot be the name of an artifact."
+                raise MlflowException(message, error_code=INVALID_PARAMETER_VALUE) from error
+            raise

@@ -33,7 +33,7 @@ def mlflow_environment(settings: Settings) -> dict[str, str]:
         "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
         "_MLFLOW_SERVER_ARTIFACT_DESTINATION": settings.artifact_destination,
         "MLFLOW_SERVER_ALLOWED_HOSTS": "*",  # nginx owns the check of Host
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": _flag(settings.jobs),
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # nothing here would run the jobs
         "MLFLOW_ENABLE_AI_GATEWAY": _flag(settings.gateway),
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",

@@ -34,7 +34,6 @@ class Settings:
     tmp_limit_bytes: int
     tmp_reserve_bytes: int
     gateway: bool
-    jobs: bool
 
     @property
     def operations_user(self) -> str | None:
@@ -122,11 +121,10 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
         workers=number("MLFLOW_WORKERS", 2, 1, 64),
         threads=number("MLFLOW_THREADS", 16, 1, 256),
         max_replicas=number("MLFLOW_MAX_REPLICAS", 3, 1, 64),
-        max_connections=number("POSTGRES_MAX_CONNECTIONS", 500, 20, 10000),
+        max_connections=number("POSTGRES_MAX_CONNECTIONS", 500, 20, 10_000),
         tmp_limit_bytes=size("MLFLOW_TMP_LIMIT", "20g"),
         tmp_reserve_bytes=size("MLFLOW_TMP_RESERVE", "1g"),
         gateway=switch("MLFLOW_GATEWAY"),
-        jobs=switch("MLFLOW_JOBS"),
     )
     if settings.connections_needed > settings.max_connections:
         raise RefusedError(

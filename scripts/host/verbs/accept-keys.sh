@@ -9,6 +9,5 @@ parse_options '--yes' '' "$@"
 need_stack
 confirm_loss 'what the old keys encrypted (gateway and webhook secrets)' './stack accept-keys --yes'
 take_lock
-docker compose up --detach --wait --no-build postgres minio
-docker compose run --rm --no-deps -T prepare python -m stackserver.prepare --accept-keys
+docker compose run --rm -T prepare python -m stackserver.prepare --accept-keys
 docker compose up --detach --wait --no-build
