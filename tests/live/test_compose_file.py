@@ -25,7 +25,7 @@ def test_a_service_runs_without_any_privilege(stack: Stack, service: str) -> Non
     assert "no-new-privileges:true" in host["SecurityOpt"]
     assert host["Privileged"] is False
     assert host["Memory"] > 0
-    assert 0 < host["PidsLimit"] <= 1000
+    assert 0 < host["PidsLimit"] <= 1100
     assert host["RestartPolicy"]["Name"] == "unless-stopped"
     assert host["LogConfig"] == {"Type": "json-file", "Config": {"max-file": "3", "max-size": "10m"}}
     assert facts["State"]["Health"]["Status"] == "healthy"
