@@ -97,7 +97,7 @@ def test_the_models_page_finds_a_registered_model(visit: Visit, seeds: Seeds) ->
 def test_a_logged_model_shows_its_mlmodel_file(visit: Visit, seeds: Seeds) -> None:
     page = visit("logged-model", f"/#/experiments/{seeds.experiment_id}/models/{seeds.model_id}")
     expect(page.get_by_role("heading", name="classifier")).to_be_visible()
-    page.get_by_role("tab", name="Artifacts").click()
+    page.get_by_text("Artifacts", exact=True).click()
     page.get_by_text("MLmodel", exact=True).click()
     expect(page.get_by_text(re.compile(f"model_id: {seeds.model_id}"))).to_be_visible()
 

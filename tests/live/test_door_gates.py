@@ -63,13 +63,14 @@ SPOOFED = {
 }
 
 
-def chunked(stack: Stack, *body: bytes, more: bytes = b"") -> Answer:
-    """POST a search of experiments in the chunks given."""
+def upload_chunked(stack: Stack, body: bytes) -> Answer:
+    """Upload an artifact whose chunks, with their sizes, are `body`."""
     head = (
-        f"POST /api/2.0/mlflow/experiments/search HTTP/1.1\r\nHost: 127.0.0.1:{stack.port}\r\n"
-        f"Authorization: {stack.authorization}\r\nContent-Type: application/json\r\n"
+        f"PUT /api/2.0/mlflow-artifacts/artifacts/{uuid.uuid4().hex} HTTP/1.1\r\n"
+        f"Host: 127.0.0.1:{stack.port}\r\nAuthorization: {stack.authorization}\r\n"
+        "Transfer-Encoding: chunked\r\n\r\n"
     )
-    return send_raw(stack.port, head.encode() + more + b"Transfer-Encoding: chunked\r\n\r\n", *body)
+    return send_raw(stack.port, head.encode(), body)
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
@@ -266,12 +267,10 @@ def test_methods_of_proxies_are_refused(stack: Stack, method: str) -> None:
 
 
 def test_chunks_that_are_no_chunks_are_refused(stack: Stack) -> None:
-    body = json.dumps({"max_results": 1}).encode()
-    size = f"{len(body):x}".encode()
-    assert chunked(stack, size + b"\r\n" + body + b"\r\n0\r\n\r\n").status == 200
-    assert chunked(stack, b"zz\r\n" + body + b"\r\n0\r\n\r\n").status == 400
-    assert chunked(stack, b"-1\r\n" + body + b"\r\n0\r\n\r\n").status == 400
-    assert chunked(stack, b"fffffffffffffffff\r\n" + body + b"\r\n0\r\n\r\n").status == 400
+    assert upload_chunked(stack, b"5\r\nhello\r\n0\r\n\r\n").status == 200
+    for size in (b"zz", b"-5", b"0x5", b"fffffffffffffffff"):
+        assert upload_chunked(stack, size + b"\r\nhello\r\n0\r\n\r\n").status == 400
+    assert upload_chunked(stack, b"4\r\nhello\r\n0\r\n\r\n").status == 400  # longer than it says
 
 
 def test_a_line_of_60_kilobytes_reaches_mlflow(stack: Stack) -> None:
