@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -61,6 +62,8 @@ def stack(make_stack: Callable[..., Stack]) -> Iterator[Stack]:
     import mlflow
 
     mlflow.set_tracking_uri(stack.url)
+    # Its last words at exit would come after the summary.
+    logging.getLogger("mlflow.tracing.export.async_export_queue").setLevel(logging.WARNING)
     yield stack
     for name, value in saved.items():
         if value is None:

@@ -218,7 +218,7 @@ class FakeHost:
         """Start ./stack WORDS… in a process group of its own and do not wait for it."""
         return subprocess.Popen(
             # Ctrl-C counts, as at a terminal, also where these tests run in the background.
-            ["/usr/bin/env", "--default-signal=INT", str(self.checkout / "stack"), *words],
+            ["/usr/bin/env", "--default-signal=INT,HUP,TERM", str(self.checkout / "stack"), *words],
             cwd=self.checkout,
             env=self.environment(**extra),
             stdin=subprocess.DEVNULL,

@@ -1,6 +1,7 @@
 """The ASGI application that gunicorn serves: MLflow's own behind the stack's layers.
 
-From the outside in: metrics, the stack's own routes, room on the temporary volume, MLflow.
+From the outside in: metrics, the stack's own routes, room on the temporary volume,
+a length for chunked bodies, MLflow.
 The own routes (/stack/ready, /stack/metrics) are not reachable through nginx.
 """
 
@@ -15,6 +16,7 @@ from typing import Any
 import anyio.to_thread
 from mlflow.server.fastapi_app import app as mlflow_app
 
+from stackserver.bodies import KnownLengthLayer
 from stackserver.database import check_database, pinned_revision
 from stackserver.metrics import MetricsLayer, render_metrics
 from stackserver.readiness import (
@@ -74,7 +76,10 @@ def create_app(settings: Settings) -> Callable[..., Awaitable[None]]:
     """Return the whole application."""
     pinned_revision()  # read once, before the workers fork
     limited = TempSpaceLayer(
-        mlflow_app, Path(os.environ["TMPDIR"]).parent, settings.tmp_limit_bytes, settings.tmp_reserve_bytes
+        KnownLengthLayer(mlflow_app),
+        Path(os.environ["TMPDIR"]).parent,
+        settings.tmp_limit_bytes,
+        settings.tmp_reserve_bytes,
     )
     return MetricsLayer(StackRoutes(limited, settings))
 

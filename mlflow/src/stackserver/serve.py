@@ -65,7 +65,7 @@ def gunicorn_arguments(settings: Settings) -> list[str]:
     """
     return [
         "gunicorn",
-        "--worker-class=uvicorn_worker.UvicornWorker",
+        "--worker-class=stackserver.worker.StackWorker",
         f"--workers={settings.workers}",
         "--bind=0.0.0.0:5000",
         "--preload",
