@@ -24,7 +24,7 @@ def test_an_image_is_shown(visit: Callable[..., Page], seeds: Seeds) -> None:
     page = visit("artifact-image", artifact_path(seeds, "confusion.png"))
     image = page.get_by_alt_text("evaluation/confusion.png")
     expect(image).to_be_visible()
-    assert image.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [400, 400]
+    expect(image).to_have_js_property("naturalWidth", 400)
 
 
 def test_a_csv_file_is_shown_as_a_table(visit: Callable[..., Page], seeds: Seeds) -> None:

@@ -119,6 +119,7 @@ def test_a_trace_shows_its_spans_and_its_answer(visit: Visit, seeds: Seeds) -> N
 
 def test_the_prompts_page_lists_a_prompt(visit: Visit, seeds: Seeds) -> None:
     page = visit("prompts", "/#/prompts")
+    page.get_by_placeholder("Search prompts by name").fill(logged.PROMPT)
     expect(page.get_by_role("link", name=logged.PROMPT)).to_be_visible()
 
 
