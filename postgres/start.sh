@@ -45,16 +45,22 @@ if [ ! -s "$DATA/PG_VERSION" ]; then
 fi
 
 password_statements() {
-    for role in mlflow stackops; do
+    for role in mlflow stackops backup; do
         printf "ALTER ROLE %s PASSWORD '%s';\n" "$role" "$(sed "s/'/''/g" "$SECRETS/${role}_password")"
     done
 }
 
 # One statement a line: single-user mode ends a statement at the newline.
 {
-    printf 'DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = %s) THEN CREATE ROLE stackops LOGIN; END IF; END $$;\n' "'stackops'"
+    for role in stackops backup; do
+        printf 'DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = %s) THEN CREATE ROLE %s LOGIN; END IF; END $$;\n' "'$role'" "$role"
+    done
     password_statements
     printf 'REVOKE ALL ON DATABASE mlflow FROM PUBLIC;\nGRANT CONNECT, CREATE ON DATABASE mlflow TO stackops;\n'
+    # Copies the cluster, reads every table (digests), locks them for a moment (pg_maintain).
+    printf 'ALTER ROLE backup REPLICATION;\nGRANT CONNECT ON DATABASE mlflow TO backup;\n'
+    printf 'GRANT pg_read_all_data, pg_read_all_settings, pg_read_all_stats, pg_maintain, pg_checkpoint TO backup;\n'
+    printf 'GRANT EXECUTE ON FUNCTION pg_switch_wal(), pg_create_restore_point(text), pg_backup_start(text, boolean), pg_backup_stop(boolean) TO backup;\n'
 } | postgres --single -D "$DATA" postgres >/dev/null
 
 # A rotated password counts within two seconds, without a restart.
@@ -72,8 +78,18 @@ follow_passwords() {
 }
 follow_passwords &
 
+case ${POSTGRES_WAL_KEEP:-10g} in
+    *[!0-9kmgtKMGTbB]*) refuse "POSTGRES_WAL_KEEP is '$POSTGRES_WAL_KEEP', not a size" 'correct it in .env (for example 10g)' ;;
+esac
+wal_keep=$(printf '%s' "${POSTGRES_WAL_KEEP:-10g}" | tr 'KMGTb' 'kmgtB' | sed 's/[bB]$//; s/k$/kB/; s/m$/MB/; s/g$/GB/; s/t$/TB/; s/[0-9]$/&B/')
+# On: a commit waits until the backup volume has it too.
+standby_names=''
+[ "${BACKUP_SYNCHRONOUS:-off}" = off ] || standby_names=barman_receive_wal
+
 exec postgres -D "$DATA" -c config_file=/opt/postgres/postgresql.conf -c data_directory="$DATA" \
     -c max_connections="$max_connections" \
+    -c max_slot_wal_keep_size="$wal_keep" \
+    -c synchronous_standby_names="$standby_names" \
     -c shared_buffers="$((memory_mb / 4))MB" \
     -c effective_cache_size="$((memory_mb * 6 / 10))MB" \
     -c maintenance_work_mem="$((memory_mb / 16))MB" \

@@ -28,7 +28,11 @@ def overrides(tmp_path: Path) -> Path:
 
 
 def contents(volume: Path) -> dict[str, str]:
-    return {str(path.relative_to(volume)): path.read_text() for path in volume.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(volume)): path.read_bytes().decode("latin-1")
+        for path in volume.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_a_second_run_writes_nothing_and_changes_nothing(volume: Path, overrides: Path) -> None:
@@ -142,4 +146,64 @@ def test_rotation_of_an_operators_own_password_is_refused(volume: Path, override
 
 def test_keys_that_encrypt_stored_values_are_in_no_rotation() -> None:
     rotated = {name for group in secrets.ROTATIONS.values() for name in group}
-    assert rotated.isdisjoint(secrets.IRREPLACEABLE)
+    assert rotated.isdisjoint(secrets.ENCRYPTION_KEYS)
+
+
+def test_sealed_secrets_open_with_the_recovery_key_only(volume: Path, overrides: Path) -> None:
+    secrets.ensure(volume, overrides, own=False)
+    sealed = (volume / secrets.SEALED).read_bytes()
+    values = {path.name: path.read_text() for path in (volume / "source").iterdir()}
+    opened = secrets.unseal(sealed, values["recovery_key"])
+    assert opened == {**values, "auth/users": (volume / "auth/users").read_text()}
+    assert not [value for value in values.values() if value.encode() in sealed]
+    with pytest.raises(OperationError, match="does not open"):
+        secrets.unseal(sealed, secrets.GENERATORS["recovery_key"]())
+    with pytest.raises(OperationError, match="does not open"):
+        secrets.unseal(sealed, "no key at all")
+    flipped = sealed[:-1] + bytes([sealed[-1] ^ 1])
+    with pytest.raises(OperationError, match="does not open"):
+        secrets.unseal(flipped, values["recovery_key"])
+
+
+def test_a_rotation_seals_anew(volume: Path, overrides: Path) -> None:
+    secrets.ensure(volume, overrides, own=False)
+    written = secrets.rotate(volume, overrides, "admin", own=False)
+    assert secrets.SEALED in written
+    sealed = (volume / secrets.SEALED).read_bytes()
+    opened = secrets.unseal(sealed, (volume / "source/recovery_key").read_text())
+    assert opened["admin_password"] == (volume / "source/admin_password").read_text()
+
+
+def test_secrets_are_restored_into_an_empty_volume(volume: Path, overrides: Path, tmp_path: Path) -> None:
+    secrets.ensure(volume, overrides, own=False)
+    recovery_key = (volume / "source/recovery_key").read_text()
+    fresh = tmp_path / "fresh"
+    fresh.mkdir()
+    secrets.restore(fresh, (volume / secrets.SEALED).read_bytes(), recovery_key, own=False)
+    secrets.ensure(fresh, overrides, own=False)
+    kept = {name: text for name, text in contents(volume).items() if name != secrets.SEALED}
+    assert {name: text for name, text in contents(fresh).items() if name != secrets.SEALED} == kept
+
+
+def test_secrets_are_not_restored_over_other_encryption_keys(
+    volume: Path, overrides: Path, tmp_path: Path
+) -> None:
+    secrets.ensure(volume, overrides, own=False)
+    other = tmp_path / "other"
+    other.mkdir()
+    secrets.ensure(other, overrides, own=False)
+    before = contents(other)
+    with pytest.raises(OperationError, match="another kek_passphrase"):
+        secrets.restore(
+            other,
+            (volume / secrets.SEALED).read_bytes(),
+            (volume / "source/recovery_key").read_text(),
+            own=False,
+        )
+    assert contents(other) == before
+
+
+def test_a_recovery_key_that_is_none_is_refused(volume: Path, overrides: Path) -> None:
+    (overrides / "recovery_key").write_text("hunter2\n")
+    with pytest.raises(OperationError, match="no age identity"):
+        secrets.ensure(volume, overrides, own=False)

@@ -1,56 +1,222 @@
-"""The command line: `stackops secrets ensure|show NAME|rotate WHAT`."""
+"""The command line: `stackops VERB …`. One place parses, prints, and turns errors into messages."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from stackops import secrets
-from stackops.errors import OperationError
+from stackops.errors import BusyError, FailedError, OperationError
+from stackops.settings import Settings, read_settings
 
+STATUS_FAILED = 1
+STATUS_BUSY = 4
 STATUS_REFUSED = 5
+RECOVERY_KEY_NOTE = (
+    "Keep this line outside of this machine: with it and the off-site copy everything comes back,\n"
+    "without it the off-site copy and the secrets in every backup stay closed."
+)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="stackops")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    secrets_verb = verbs.add_parser("secrets", help="make, show and rotate the stack's secrets")
+
+    secrets_verb = verbs.add_parser("secrets", help="make, show, rotate and restore the stack's secrets")
     secrets_verb.add_argument("--volume", type=Path, default=Path("/secrets"))
     secrets_verb.add_argument("--overrides", type=Path, default=Path("/config/secrets"))
+    secrets_verb.add_argument("--backups", type=Path, default=Path("/backups"))
     actions = secrets_verb.add_subparsers(dest="action", required=True)
     actions.add_parser("ensure", help="make what is missing")
     show = actions.add_parser("show", help="print one secret")
     show.add_argument("name", choices=sorted(secrets.GENERATORS))
     rotate = actions.add_parser("rotate", help="make a group of secrets anew")
     rotate.add_argument("what", choices=sorted(secrets.ROTATIONS))
+    unseal = actions.add_parser("unseal", help="put the secrets of a set into an empty volume")
+    unseal.add_argument("--set")
+    actions.add_parser("offsite", help="make only what reaching the off-site copy needs")
+
+    verbs.add_parser("protect", help="receive the log and copy objects (the service backup)")
+    verbs.add_parser("schedule", help="run the jobs by schedule (the service cron)")
+    job = verbs.add_parser("job", help="run a scheduled job now")
+    job.add_argument("name", choices=["backup", "drill", "offsite", "verify"])
+
+    backup = verbs.add_parser("backup", help="make, list and verify backup sets")
+    actions = backup.add_subparsers(dest="action", required=True)
+    run = actions.add_parser("run")
+    run.add_argument("--full", action="store_true")
+    run.add_argument("--label", default="")
+    run.add_argument("--json", action="store_true")
+    for name in ("list", "status"):
+        actions.add_parser(name).add_argument("--json", action="store_true")
+    verify = actions.add_parser("verify")
+    verify.add_argument("set", nargs="?")
+    verify.add_argument("--json", action="store_true")
+    drill = actions.add_parser("drill")
+    drill.add_argument("set", nargs="?")
+    drill.add_argument("--json", action="store_true")
+    for name in ("offsite", "fetch", "copy-objects"):
+        actions.add_parser(name).add_argument("--json", action="store_true")
+
+    restore = verbs.add_parser("restore", help="the steps of ./stack restore")
+    actions = restore.add_subparsers(dest="action", required=True)
+    for name in ("plan", "database", "objects"):
+        step = actions.add_parser(name)
+        step.add_argument("--set")
+        step.add_argument("--to")
+        step.add_argument("--json", action="store_true")
+        if name == "plan":
+            step.add_argument("--replace", action="store_true")
+        if name == "database":
+            step.add_argument("--own-moment", action="store_true")
+    for name in ("verify", "roll-back"):
+        actions.add_parser(name).add_argument("--json", action="store_true")
     return parser
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Do what was asked and print it. Raise OperationError if it cannot be done."""
+def _secrets(arguments: argparse.Namespace) -> None:
+    volume, overrides = arguments.volume, arguments.overrides
     if arguments.action == "show":
-        path = arguments.volume / "source" / arguments.name
+        path = volume / "source" / arguments.name
         if not path.exists():
             raise OperationError(f"{arguments.name} has not been made yet", "./stack up")
         print(path.read_text(encoding="utf-8"))
+        if arguments.name == "recovery_key":
+            print(RECOVERY_KEY_NOTE, file=sys.stderr)
         return
     if arguments.action == "rotate":
-        written = secrets.rotate(arguments.volume, arguments.overrides, arguments.what)
+        written = secrets.rotate(volume, overrides, arguments.what)
+    elif arguments.action == "offsite":
+        written = secrets.ensure_offsite(volume, overrides)
+    elif arguments.action == "unseal":
+        written = secrets.restore_set(volume, overrides, arguments.backups, arguments.set)
     else:
-        written = secrets.ensure(arguments.volume, arguments.overrides)
+        secrets.give_backups(arguments.backups)
+        written = secrets.ensure(volume, overrides)
     for name in written:
         print(f"wrote {name}")
 
 
+def _print(facts: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(facts))
+        return
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            value = f"{len(value)}"
+        print(f"{name.replace('_', ' ')}: {value}")
+
+
+def _job(settings: Settings, name: str, set_id: str | None = None, **options: Any) -> dict[str, Any]:
+    """Run a job as the schedule does: one at a time, its result kept for status and metrics."""
+    from stackops import backup, drill, offsite, state
+
+    def back_up() -> dict[str, Any]:
+        return backup.run(settings, **options)
+
+    def verify() -> dict[str, Any]:
+        facts = backup.verify(settings, set_id)
+        return facts | (offsite.check(settings) if settings.offsite_repository else {})
+
+    actions: dict[str, Callable[[], dict[str, Any]]] = {
+        "backup": back_up,
+        "verify": verify,
+        "drill": lambda: drill.run(settings, set_id),
+        "offsite": lambda: offsite.push(settings),
+    }
+    return state.record(settings.backups, name, actions[name])
+
+
+def _backup(settings: Settings, arguments: argparse.Namespace) -> None:
+    from stackops import objects, offsite, report
+
+    action = arguments.action
+    if action == "run":
+        facts = _job(settings, "backup", full=arguments.full, label=arguments.label)
+    elif action in {"verify", "drill"}:
+        facts = _job(settings, action, arguments.set)
+    elif action == "offsite":
+        facts = _job(settings, "offsite")
+    elif action == "fetch":
+        facts = offsite.fetch(settings)
+    elif action == "copy-objects":
+        objects.copy(settings)
+        facts = {}
+    else:
+        found = report.sets(settings) if action == "list" else report.status(settings)
+        print(json.dumps(found) if arguments.json else "\n".join(report.lines(action, found)))
+        if action == "status" and found["problems"]:
+            raise SystemExit(STATUS_FAILED)
+        return
+    _print(facts, as_json=arguments.json)
+
+
+def _restore(settings: Settings, arguments: argparse.Namespace) -> None:
+    from stackops import restore, sets
+
+    action = arguments.action
+    if action == "roll-back":
+        facts = restore.roll_back(settings)
+    elif action == "verify":
+        facts = restore.verify(settings)
+    else:
+        moment = restore.parse_moment(arguments.to) if arguments.to else None
+        if action == "plan":
+            facts = asdict(restore.plan(settings, arguments.set, moment, replace=arguments.replace))
+        elif action == "database":
+            manifest = sets.read(settings, arguments.set)
+            named = arguments.set if arguments.own_moment else None
+            facts = restore.database(settings, manifest.id, restore.target_of(manifest, named, moment))
+        else:
+            if arguments.set:
+                moment = sets.read(settings, arguments.set).moment
+            facts = restore.bring_objects_back(settings, moment or datetime.now(UTC))
+    _print(facts, as_json=arguments.json)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Do what was asked and print it. Raise OperationError if it cannot be done."""
+    if arguments.verb == "secrets":
+        _secrets(arguments)
+        return
+    settings = read_settings(os.environ)
+    if arguments.verb == "protect":
+        from stackops import protect
+
+        protect.run(settings)
+    elif arguments.verb == "schedule":
+        from stackops import schedule
+
+        schedule.run(settings)
+    elif arguments.verb == "job":
+        _print(_job(settings, arguments.name), as_json=True)
+    elif arguments.verb == "backup":
+        _backup(settings, arguments)
+    else:
+        _restore(settings, arguments)
+
+
 def main() -> None:
-    """Run the command line; a refusal is two lines on stderr and status 5."""
+    """Run the command line; an error is its message and what mends it on stderr."""
     arguments = _parser().parse_args()
     try:
         run(arguments)
     except OperationError as error:
         if arguments.debug:
             raise
-        print(f"REFUSED: {error}\nfix: {error.fix}", file=sys.stderr)
-        raise SystemExit(STATUS_REFUSED) from None
+        status = STATUS_REFUSED
+        if isinstance(error, BusyError):
+            status = STATUS_BUSY
+        elif isinstance(error, FailedError):
+            status = STATUS_FAILED
+        head = "REFUSED" if status == STATUS_REFUSED else "error"
+        print(f"{head}: {error}\nfix: {error.fix}", file=sys.stderr)
+        raise SystemExit(status) from None

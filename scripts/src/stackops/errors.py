@@ -1,9 +1,17 @@
-"""One exception for everything that an operator can mend."""
+"""Exceptions of the operations; each says what an operator can do."""
 
 
 class OperationError(Exception):
-    """What is wrong, and the command or edit that mends it (`fix`)."""
+    """What is wrong, and the command or edit that mends it (`fix`). Nothing was changed."""
 
     def __init__(self, message: str, fix: str) -> None:
         super().__init__(message)
         self.fix = fix
+
+
+class BusyError(OperationError):
+    """Another backup, cleanup or upgrade is at work."""
+
+
+class FailedError(OperationError):
+    """It was tried and did not work."""

@@ -9,12 +9,15 @@ operator's own value, `config/secrets/NAME`, wins over the one in the volume.
 from __future__ import annotations
 
 import base64
+import hashlib
+import json
 import os
 import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import bcrypt
+import pyrage
 
 from stackops.errors import OperationError
 
@@ -22,7 +25,16 @@ ADMIN_USER = "admin"
 BCRYPT_COST = 10
 BCRYPT_BYTES = 72
 
-CONSUMER_UIDS = {"postgres": 10001, "minio": 10002, "mlflow": 10003, "auth": 10006, "prepare": 10007}
+CONSUMER_UIDS = {
+    "postgres": 10001,
+    "backup": 10001,  # restored files must belong to PostgreSQL
+    "minio": 10002,
+    "mlflow": 10003,
+    "auth": 10006,
+    "prepare": 10007,
+}
+SEALED = "backup/sealed.age"
+"""All secrets and the users file, encrypted to the recovery key: what a backup set carries."""
 
 
 def _token() -> str:
@@ -33,6 +45,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "admin_password": lambda: secrets.token_urlsafe(15),
     "database_password": _token,
     "stackops_database_password": _token,
+    "backup_database_password": _token,
     "storage_root_user": lambda: "root" + secrets.token_hex(12),
     "storage_root_password": _token,
     # The access key is random too: some of MinIO's unfixed CVEs need no more than that.
@@ -40,15 +53,19 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "storage_secret_key": _token,
     "kek_passphrase": _token,
     "webhook_key": lambda: base64.urlsafe_b64encode(os.urandom(32)).decode(),
+    "recovery_key": lambda: str(pyrage.x25519.Identity.generate()),
 }
 """How each secret is made (all from the operating system's random source)."""
 
-IRREPLACEABLE = ("kek_passphrase", "webhook_key")
+ENCRYPTION_KEYS = ("kek_passphrase", "webhook_key")
 """What is encrypted under these is lost with them: they are never made anew by rotation."""
+
+OPTIONAL = ("offsite_credentials",)
+"""What only an operator can give: config/secrets/NAME, in the form of an environment file."""
 
 ROTATIONS = {
     "admin": ("admin_password",),
-    "database": ("database_password", "stackops_database_password"),
+    "database": ("database_password", "stackops_database_password", "backup_database_password"),
     "storage": ("storage_access_key", "storage_secret_key"),
 }
 """What `stackops secrets rotate NAME` makes anew."""
@@ -62,27 +79,59 @@ def render_consumer_files(values: Mapping[str, str]) -> dict[str, str]:
     """
     database_password = values["database_password"]
     stackops_password = values["stackops_database_password"]
+    backup_password = values["backup_database_password"]
+    storage = (
+        "[default]\n"
+        f"aws_access_key_id = {values['storage_access_key']}\n"
+        f"aws_secret_access_key = {values['storage_secret_key']}\n"
+    )
     # Any user name: the one of a database of the operator's own is in DATABASE_URI.
     passwords = f"*:*:*:*:{_pgpass(database_password)}\n"
     files = {
         "postgres/mlflow_password": database_password,
         "postgres/stackops_password": stackops_password,
+        "postgres/backup_password": backup_password,
         "minio/root_user": values["storage_root_user"],
         "minio/root_password": values["storage_root_password"],
         "mlflow/pgpass": passwords,
-        "mlflow/aws_credentials": (
-            "[default]\n"
-            f"aws_access_key_id = {values['storage_access_key']}\n"
-            f"aws_secret_access_key = {values['storage_secret_key']}\n"
-        ),
+        "mlflow/aws_credentials": storage,
+        "backup/pgpass": f"*:*:*:backup:{_pgpass(backup_password)}\n",
+        "backup/aws_credentials": storage,
+        "backup/offsite_password": offsite_password(values["recovery_key"]),
         "prepare/pgpass": f"*:*:*:stackops:{_pgpass(stackops_password)}\n" + passwords,
     }
-    for name in IRREPLACEABLE:
+    for name in ENCRYPTION_KEYS:
         files[f"mlflow/{name}"] = values[name]
         files[f"prepare/{name}"] = values[name]
     for name in ("storage_root_user", "storage_root_password", "storage_access_key", "storage_secret_key"):
         files[f"prepare/{name}"] = values[name]
     return files
+
+
+def offsite_password(recovery_key: str) -> str:
+    """Return the password of the off-site repository: whoever has the recovery key can derive it.
+
+    By hand: printf 'offsite:%s' "$RECOVERY_KEY" | sha256sum
+    """
+    return hashlib.sha256(f"offsite:{recovery_key}".encode()).hexdigest()
+
+
+def seal(bundle: Mapping[str, str], recovery_key: str) -> bytes:
+    """Return the bundle (names and values) as an age file that only the recovery key opens."""
+    recipient = pyrage.x25519.Identity.from_str(recovery_key).to_public()
+    return pyrage.encrypt(json.dumps(bundle, sort_keys=True).encode(), [recipient])
+
+
+def unseal(sealed: bytes, recovery_key: str) -> dict[str, str]:
+    """Return the bundle of an age file. Raise OperationError if the key does not open it."""
+    try:
+        identity = pyrage.x25519.Identity.from_str(recovery_key)
+        return json.loads(pyrage.decrypt(sealed, [identity]))
+    except (pyrage.IdentityError, pyrage.DecryptError, ValueError) as error:
+        raise OperationError(
+            f"the recovery key does not open the sealed secrets ({error}); nothing was changed",
+            "put the key that was in use when the backup was made into config/secrets/recovery_key",
+        ) from error
 
 
 def _pgpass(password: str) -> str:
@@ -128,6 +177,14 @@ def read_override(overrides: Path, name: str) -> str | None:
             f"config/secrets/{name} is empty or has more than one line",
             "write the value on a single line, or remove the file",
         )
+    if name == "recovery_key":
+        try:
+            pyrage.x25519.Identity.from_str(value)
+        except pyrage.IdentityError as error:
+            raise OperationError(
+                f"config/secrets/recovery_key is no age identity: {error}",
+                "write the line AGE-SECRET-KEY-1… that ./stack backup recovery-key printed",
+            ) from error
     if name == "admin_password" and len(value.encode()) > BCRYPT_BYTES:
         raise OperationError(
             f"config/secrets/{name} is longer than bcrypt's {BCRYPT_BYTES} bytes",
@@ -141,9 +198,9 @@ def check_override_names(overrides: Path) -> None:
     if not overrides.is_dir():
         return
     for path in sorted(overrides.iterdir()):
-        if path.name in GENERATORS or path.name.startswith((".", "README")):
+        if path.name in {*GENERATORS, *OPTIONAL} or path.name.startswith((".", "README")):
             continue
-        known = ", ".join(GENERATORS)
+        known = ", ".join([*GENERATORS, *OPTIONAL])
         raise OperationError(f"config/secrets/{path.name} names no secret", f"use one of: {known}")
 
 
@@ -178,6 +235,12 @@ def ensure(volume: Path, overrides: Path, *, own: bool = True) -> list[str]:
             os.chown(folder, uid, uid)
     users = volume / "auth" / "users"
     files = render_consumer_files(values)
+    for name in OPTIONAL:
+        given = overrides / name
+        if given.exists():
+            files[f"backup/{name}"] = given.read_text(encoding="utf-8")
+        else:
+            (volume / "backup" / name).unlink(missing_ok=True)
     files["auth/users"] = render_users(
         users.read_text(encoding="utf-8") if users.exists() else "", values["admin_password"]
     )
@@ -187,8 +250,97 @@ def ensure(volume: Path, overrides: Path, *, own: bool = True) -> list[str]:
             continue
         _write(path, text, uid=CONSUMER_UIDS[relative.partition("/")[0]] if own else None)
         written.append(relative)
+    written += _seal_all(volume, values, files["auth/users"], own=own)
     volume.chmod(0o711)
     return written
+
+
+def _seal_all(volume: Path, values: Mapping[str, str], users: str, *, own: bool) -> list[str]:
+    """Seal the secrets anew if they have changed since they were sealed, and return the names written.
+
+    Encryption is random: a fingerprint of the contents tells whether they have changed.
+    """
+    bundle = {**values, "auth/users": users}
+    fingerprint = hashlib.sha256(json.dumps(bundle, sort_keys=True).encode()).hexdigest()
+    path = volume / SEALED
+    known = path.with_suffix(".fingerprint")
+    if path.exists() and known.exists() and known.read_text(encoding="utf-8") == fingerprint:
+        return []
+    uid = CONSUMER_UIDS["backup"] if own else None
+    _write(path, seal(bundle, values["recovery_key"]), uid=uid)
+    _write(known, fingerprint, uid=uid)
+    return [SEALED]
+
+
+def restore(volume: Path, sealed: bytes, recovery_key: str, *, own: bool = True) -> list[str]:
+    """Put the secrets of a backup into an empty volume and return their names.
+
+    `ensure` then makes the consumers' files of them. Raise OperationError if the key does not
+    open them, or if the volume has other encryption keys already.
+    """
+    bundle = unseal(sealed, recovery_key)
+    source = volume / "source"
+    source.mkdir(mode=0o700, exist_ok=True)
+    for name in ENCRYPTION_KEYS:
+        path = source / name
+        if path.exists() and path.read_text(encoding="utf-8") != bundle[name]:
+            raise OperationError(
+                f"this stack has another {name} than the backup; nothing was changed",
+                "restore into an empty project (./stack down --volumes deletes this one's data)",
+            )
+    users = bundle.pop("auth/users")
+    (volume / "auth").mkdir(mode=0o500, exist_ok=True)
+    _write(volume / "auth" / "users", users, uid=CONSUMER_UIDS["auth"] if own else None)
+    for name, value in bundle.items():
+        _write(source / name, value)
+    return sorted(bundle)
+
+
+def restore_set(volume: Path, overrides: Path, backups: Path, set_id: str | None) -> list[str]:
+    """Do `restore` with a set of the backup volume: the named one, or the newest.
+
+    Where the volume has secrets already they stay (nothing is lost with them), and [] is
+    returned. The recovery key is the one in config/secrets. Raise OperationError if there is
+    no set or no key.
+    """
+    if (volume / "source" / ENCRYPTION_KEYS[0]).exists():
+        return []
+    recovery_key = read_override(overrides, "recovery_key")
+    if recovery_key is None:
+        raise OperationError(
+            "the secrets of the backup are sealed and there is no recovery key; nothing was changed",
+            "write the key that ./stack backup recovery-key printed into config/secrets/recovery_key",
+        )
+    sealed = sorted((backups / "sets").glob(f"{set_id or '*'}/sealed.age"))
+    if not sealed:
+        raise OperationError("there is no backup set", "./stack backup list")
+    return restore(volume, sealed[-1].read_bytes(), recovery_key)
+
+
+def ensure_offsite(volume: Path, overrides: Path) -> list[str]:
+    """Make the two files that reaching the off-site copy takes, on a machine that has no secrets yet."""
+    recovery_key = read_override(overrides, "recovery_key")
+    if recovery_key is None:
+        raise OperationError(
+            "there is no recovery key; nothing was changed",
+            "write the key that ./stack backup recovery-key printed into config/secrets/recovery_key",
+        )
+    folder = volume / "backup"
+    folder.mkdir(mode=0o500, exist_ok=True)
+    uid = CONSUMER_UIDS["backup"]
+    os.chown(folder, uid, uid)
+    volume.chmod(0o711)
+    _write(folder / "offsite_password", offsite_password(recovery_key), uid=uid)
+    given = overrides / "offsite_credentials"
+    if given.exists():
+        _write(folder / "offsite_credentials", given.read_text(encoding="utf-8"), uid=uid)
+    return ["backup/offsite_password"]
+
+
+def give_backups(backups: Path) -> None:
+    """Give the backup volume to its user (a folder of the host belongs to whoever made it)."""
+    if backups.is_dir() and backups.stat().st_uid != CONSUMER_UIDS["backup"]:
+        os.chown(backups, CONSUMER_UIDS["backup"], CONSUMER_UIDS["backup"])
 
 
 def rotate(volume: Path, overrides: Path, what: str, *, own: bool = True) -> list[str]:
@@ -206,7 +358,7 @@ def rotate(volume: Path, overrides: Path, what: str, *, own: bool = True) -> lis
     return ensure(volume, overrides, own=own)
 
 
-def _write(path: Path, text: str, *, uid: int | None = None, overwrite: bool = True) -> bool:
+def _write(path: Path, content: str | bytes, *, uid: int | None = None, overwrite: bool = True) -> bool:
     """Write a 0400 file in one step and return whether it was written.
 
     With overwrite=False an existing file stays and False is returned.
@@ -214,7 +366,7 @@ def _write(path: Path, text: str, *, uid: int | None = None, overwrite: bool = T
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o400)
     try:
-        os.write(descriptor, text.encode())
+        os.write(descriptor, content.encode() if isinstance(content, str) else content)
         os.fsync(descriptor)
         if uid is not None:
             os.fchown(descriptor, uid, uid)

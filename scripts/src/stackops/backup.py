@@ -1,0 +1,161 @@
+"""`backup run`: one set, in the order that makes it consistent.
+
+Base backup, then a named place in the log with digests of every table, then the objects:
+every object that the database names at that place is in the copy, since nothing may purge
+meanwhile (one lock for backup, cleanup and upgrade).
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from contextlib import closing
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
+from typing import Any
+
+import stackops
+from stackops import barman, objects, postgres, sets
+from stackops.errors import FailedError, OperationError
+from stackops.settings import Settings
+from stackops.state import read_json, write_json
+
+SECONDS_PER_DAY = 86400
+
+
+def wants_full(backups: list[barman.BaseBackup], requested: str | None, now: float, every_days: int) -> bool:
+    """Return whether the next base backup must be a full one.
+
+    `requested` is the reason why one was asked for (a gap in the log, a restore), or None.
+    """
+    full = [backup for backup in backups if backup.full and backup.done]
+    # Half a day of slack: a weekly full backup must not slip by a day each week.
+    return (
+        requested is not None
+        or not full
+        or now - full[-1].end_time > every_days * SECONDS_PER_DAY - SECONDS_PER_DAY / 2
+    )
+
+
+def request_full(settings: Settings, reason: str | None) -> None:
+    """Ask for a full base backup (a reason), or take that back (None)."""
+    path = settings.backups / "state" / "full-wanted.json"
+    if reason is None:
+        path.unlink(missing_ok=True)
+    else:
+        write_json(path, {"reason": reason})
+
+
+def requested_full(settings: Settings) -> str | None:
+    """Return why a full base backup was asked for, or None."""
+    value = read_json(settings.backups / "state" / "full-wanted.json")
+    return value["reason"] if value else None
+
+
+def check_identity(settings: Settings, found: str) -> None:
+    """Remember the database's identifier, or raise OperationError if it is another database."""
+    path = settings.backups / "state" / "identity.json"
+    known = read_json(path)
+    if known is None:
+        write_json(path, {"system_identifier": found})
+    elif known["system_identifier"] != found:
+        raise OperationError(
+            f"the database ({found}) is not the one that the backups are from "
+            f"({known['system_identifier']}): its volume was lost or replaced",
+            "./stack restore brings the data back; to begin anew: ./stack backup forget-all",
+        )
+
+
+def run(settings: Settings, *, full: bool = False, label: str = "") -> dict[str, Any]:
+    """Make a set and return its facts. Raise OperationError if it cannot be made."""
+    started = time.time()
+    with postgres.maintenance_lock(settings):
+        check_identity(settings, postgres.system_identifier(settings))
+        # The log must arrive: a base backup is worth nothing without it.
+        barman.wait_archived(settings, postgres.switch_wal(settings, "before-base-backup"))
+        backups = barman.catalogue(settings)
+        full = full or wants_full(backups, requested_full(settings), started, settings.full_every_days)
+        base = barman.take(settings, full=full)
+        manifest = _complete(settings, base, label, started)
+        request_full(settings, None)
+    facts = {
+        "set": manifest.id,
+        "full": manifest.full,
+        "objects": manifest.objects,
+        "object_bytes": manifest.object_bytes,
+        "database_bytes": manifest.database_bytes,
+    }
+    facts["forgotten"] = forget(settings)
+    return facts
+
+
+def _complete(settings: Settings, base: barman.BaseBackup, label: str, started: float) -> sets.Manifest:
+    reference = postgres.reference_point(settings, f"set-{base.id}")
+    barman.wait_archived(settings, postgres.switch_wal(settings, f"end-{base.id}"))
+    objects.copy(settings, deletions=True)
+
+    before = sets.complete(settings)
+    known = objects.read_inventory(sets.folder(settings, before[-1].id) / sets.INVENTORY) if before else {}
+    inventory = objects.inventory(settings, known)
+    folder = sets.folder(settings, base.id)
+    folder.mkdir(parents=True, exist_ok=True)
+    objects.write_inventory(folder / sets.INVENTORY, inventory)
+    shutil.copyfile(settings.secrets / sets.SEALED, folder / sets.SEALED)
+
+    with closing(postgres.connect(settings)) as connection:
+        revision = postgres.schema_revision(connection)
+        server_version, bytes_ = postgres.fetch_one(
+            connection, "SELECT current_setting('server_version'), pg_database_size('mlflow')"
+        )
+    chain = barman.chain(barman.catalogue(settings), base.id)
+    manifest = sets.Manifest(
+        format=sets.FORMAT,
+        id=base.id,
+        full=base.full,
+        builds_on=[backup.id for backup in chain[:-1]],
+        begin_wal=base.begin_wal,
+        label=label,
+        made=datetime.now(UTC).isoformat(timespec="seconds"),
+        product_version=stackops.__version__,
+        mlflow_version=version("mlflow"),
+        schema_revision=revision,
+        postgres_version=server_version,
+        system_identifier=postgres.system_identifier(settings),
+        reference=asdict(reference),
+        objects=len(inventory),
+        object_bytes=sum(stored.bytes for stored in inventory),
+        database_bytes=bytes_,
+        files={name: objects.sha256_of(folder / name) for name in (sets.INVENTORY, sets.SEALED)},
+        seconds=time.time() - started,
+    )
+    sets.write(settings, manifest)
+    return manifest
+
+
+def forget(settings: Settings) -> list[str]:
+    """Delete what no restore inside the window needs and return the ids of the sets that went."""
+    barman.forget_obsolete(settings)
+    backups = [backup for backup in barman.catalogue(settings) if backup.done]
+    gone = sets.forget(settings, {backup.id for backup in backups})
+    if backups:
+        # An object that was replaced before the oldest base backup ended belongs to no moment
+        # that can be restored.
+        oldest = datetime.fromtimestamp(backups[0].end_time, UTC)
+        objects.forget_history(settings, oldest - timedelta(hours=1))
+    return gone
+
+
+def verify(settings: Settings, set_id: str | None) -> dict[str, Any]:
+    """Check every byte of a set (the newest one, unless named) and return its facts.
+
+    Raise FailedError with a line per problem.
+    """
+    manifest = sets.choose(settings, set_id, None)
+    problems = sets.verify(settings, manifest)
+    if problems:
+        raise FailedError(
+            f"the backup set {manifest.id} is damaged:\n" + "\n".join(problems),
+            "./stack backup run --full makes a sound one; ./stack backup list shows older ones",
+        )
+    return {"set": manifest.id, "objects": manifest.objects}

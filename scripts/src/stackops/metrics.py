@@ -1,0 +1,84 @@
+"""Prometheus metrics of jobs and of the continuous backup, read from /backups/state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+
+from cronsim import CronSim
+from prometheus_client import CollectorRegistry
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from stackops import state
+from stackops.settings import Settings
+
+LOOPS = ("log", "objects")
+
+
+def next_run(schedule: str, now: datetime) -> datetime | None:
+    """Return when a schedule fires next, in the time zone of `now`; None for one that is off."""
+    return next(CronSim(schedule, now)) if schedule else None
+
+
+class StateCollector(Collector):
+    """Gauges from the state files; the names are listed in docs/operations.md."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every gauge as the files are now."""
+        yield from self._jobs()
+        yield from self._loops()
+
+    def _jobs(self) -> Iterator[Metric]:
+        ok = GaugeMetricFamily("stack_job_ok", "1 if the last run ended well", labels=["job"])
+        success = GaugeMetricFamily(
+            "stack_job_last_success_timestamp_seconds", "End of the last good run", labels=["job"]
+        )
+        seconds = GaugeMetricFamily("stack_job_duration_seconds", "Length of the last run", labels=["job"])
+        following = GaugeMetricFamily(
+            "stack_job_next_run_timestamp_seconds", "When the schedule fires next", labels=["job"]
+        )
+        missing = GaugeMetricFamily("stack_drill_missing_objects", "Objects that the last drill did not find")
+        for job, result in state.results(self._settings.backups).items():
+            ok.add_metric([job], float(result.ok))
+            seconds.add_metric([job], result.seconds)
+            if result.last_success:
+                success.add_metric([job], result.last_success)
+            if "missing_objects" in result.facts:
+                missing.add_metric([], result.facts["missing_objects"])
+        for job, schedule in self._settings.schedules.items():
+            moment = next_run(schedule, datetime.now().astimezone())
+            if moment:
+                following.add_metric([job], moment.timestamp())
+        yield from (ok, success, seconds, following, missing)
+
+    def _loops(self) -> Iterator[Metric]:
+        ok = GaugeMetricFamily(
+            "stack_backup_ok", "1 if this part of the continuous backup works", labels=["part"]
+        )
+        success = GaugeMetricFamily(
+            "stack_backup_last_success_timestamp_seconds", "When it last worked", labels=["part"]
+        )
+        lag = GaugeMetricFamily("stack_backup_lag_bytes", "Log written and not yet in the backup volume")
+        kept = GaugeMetricFamily("stack_backup_kept_log_bytes", "Log that PostgreSQL keeps for the backup")
+        for part in LOOPS:
+            value = state.read_json(self._settings.backups / "state" / f"{part}.json")
+            if value is None:
+                continue
+            ok.add_metric([part], float(value["ok"]))
+            if value.get("last_success"):
+                success.add_metric([part], value["last_success"])
+            if "lag_bytes" in value:
+                lag.add_metric([], value["lag_bytes"])
+                kept.add_metric([], value["kept_bytes"])
+        yield from (ok, success, lag, kept)
+
+
+def registry(settings: Settings) -> CollectorRegistry:
+    """Return a registry with the gauges of a stack."""
+    made = CollectorRegistry(auto_describe=False)
+    made.register(StateCollector(settings))
+    return made

@@ -1,0 +1,126 @@
+"""The copy elsewhere: restic, encrypted with a password that follows from the recovery key."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from typing import Any
+
+from stackops import command
+from stackops.errors import OperationError
+from stackops.settings import Settings
+
+TIMEOUT_SECONDS = 24 * 3600
+QUICK_TIMEOUT_SECONDS = 300
+NO_REPOSITORY_STATUS = 10
+CHECKED_PERCENT = 5
+CREDENTIAL_NAMES = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_DEFAULT_REGION",
+    "RESTIC_REST_USERNAME",
+    "RESTIC_REST_PASSWORD",
+)
+SCRATCH = ("drill", "tree", "barman/.locks", "barman/aside", "state/*.lock")
+"""What is no part of a backup, below the backup volume."""
+
+
+def credentials(text: str) -> dict[str, str]:
+    """Return the variables of an environment file. Raise OperationError for one that is not known."""
+    found = {}
+    for line in text.splitlines():
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        name, _, value = line.partition("=")
+        if name not in CREDENTIAL_NAMES:
+            raise OperationError(
+                f"config/secrets/offsite_credentials: '{name}' is not known",
+                f"use NAME=value lines with {', '.join(CREDENTIAL_NAMES)}",
+            )
+        found[name] = value
+    return found
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    if not settings.offsite_repository:
+        raise OperationError(
+            "no off-site repository is set", "set OFFSITE_REPOSITORY in .env (docs/backup.md)"
+        )
+    path = settings.secrets / "offsite_credentials"
+    return {
+        "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
+        "HOME": "/tmp",
+        "RESTIC_REPOSITORY": settings.offsite_repository,
+        "RESTIC_PASSWORD_FILE": str(settings.secrets / "offsite_password"),
+        **(credentials(path.read_text(encoding="utf-8")) if path.exists() else {}),
+    }
+
+
+def _restic(settings: Settings, *words: str) -> str:
+    return command.run(
+        ["restic", "--no-cache", "--retry-lock", "5m", *words],
+        fix="is the repository reachable, and is the recovery key the right one? docs/backup.md",
+        timeout_seconds=TIMEOUT_SECONDS,
+        environment=_environment(settings),
+    )
+
+
+def _make_repository(settings: Settings) -> None:
+    """Make the repository if there is none. Raise FailedError if it cannot be opened."""
+    done = subprocess.run(
+        ["restic", "--no-cache", "cat", "config"],
+        env=_environment(settings),
+        capture_output=True,
+        timeout=QUICK_TIMEOUT_SECONDS,
+        check=False,
+    )
+    if done.returncode == NO_REPOSITORY_STATUS:
+        _restic(settings, "init")
+
+
+def push(settings: Settings) -> dict[str, Any]:
+    """Copy the backup volume to the repository and forget what is older than the window.
+
+    Return the snapshot's id, the files and the bytes that were new. Raise FailedError if the
+    repository cannot be reached or has another password.
+    """
+    _make_repository(settings)
+    excluded = [f"--exclude={settings.backups / path}" for path in SCRATCH]
+    text = _restic(settings, "--json", "backup", "--host", "mlflow-stack", *excluded, str(settings.backups))
+    summary = json.loads(text.splitlines()[-1])
+    keep = f"{settings.keep_days}d"
+    _restic(
+        settings, "forget", "--host", "mlflow-stack", "--group-by", "host", "--keep-within", keep, "--prune"
+    )
+    return {
+        "snapshot": summary["snapshot_id"],
+        "files_new": summary["files_new"],
+        "bytes_added": summary["data_added"],
+    }
+
+
+def fetch(settings: Settings) -> dict[str, Any]:
+    """Bring the newest snapshot back into an empty backup volume and return its id and time.
+
+    Raise OperationError if the volume has backups, or if the repository has no snapshot.
+    """
+    if any(settings.backups.glob("*/*")):
+        raise OperationError(
+            "the backup volume is not empty; nothing was changed",
+            "restore from it (./stack restore), or choose another BACKUP_FOLDER",
+        )
+    snapshots = json.loads(_restic(settings, "--json", "snapshots", "--host", "mlflow-stack"))
+    if not snapshots:
+        raise OperationError("the off-site repository has no snapshot", "check OFFSITE_REPOSITORY in .env")
+    newest = max(snapshots, key=lambda snapshot: snapshot["time"])
+    # The snapshot's folder is named, so that it is the volume's top wherever it was made.
+    source = f"{newest['id']}:{newest['paths'][0]}"
+    _restic(settings, "restore", source, "--target", str(settings.backups), "--verify")
+    return {"snapshot": newest["id"], "time": newest["time"]}
+
+
+def check(settings: Settings) -> dict[str, Any]:
+    """Read a twentieth of the repository back, and its whole structure."""
+    _restic(settings, "check", f"--read-data-subset={CHECKED_PERCENT}%")
+    return {"checked_percent": CHECKED_PERCENT}

@@ -1,0 +1,310 @@
+"""Restore in steps that the host-side verb drives: plan, database, objects, verify, roll back.
+
+`plan` reads every byte that will be needed and changes nothing. The database is recovered
+beside the present one and takes its place by a rename; the present one is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+
+import stackops
+from stackops import backup, barman, cluster, objects, postgres, sets, state
+from stackops.errors import FailedError, OperationError
+from stackops.settings import Settings
+
+KEPT_NOTE = "note.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a restore will do."""
+
+    set: str
+    target: str
+    made: str
+    replaces: bool
+    objects: int
+    bytes: int
+
+
+def parse_moment(text: str) -> datetime:
+    """Return the moment that a person wrote; without a zone it is in the container's (TZ).
+
+    Raise OperationError if it is none. For example 2026-11-21 14:03:07, or with a zone:
+    2026-11-21T14:03:07+01:00.
+    """
+    try:
+        moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    except ValueError as error:
+        raise OperationError(
+            f"'{text}' is no moment: {error}", "write it as '2026-11-21 14:03:07' (time zone: TZ in .env)"
+        ) from error
+    return moment if moment.tzinfo else moment.astimezone()
+
+
+def target_of(manifest: sets.Manifest, set_id: str | None, moment: datetime | None) -> cluster.Target:
+    """Return where recovery ends: --to; the set's own place for --set; else the end of the log."""
+    if moment:
+        return cluster.Target(moment=moment)
+    if set_id:
+        return cluster.Target(name=manifest.reference["name"])
+    return cluster.Target()
+
+
+def plan(settings: Settings, set_id: str | None, moment: datetime | None, *, replace: bool) -> Plan:
+    """Check everything that a restore needs and return what it will do. Changes nothing.
+
+    Raise OperationError if there is no such set, it is damaged, it is of a newer version, the
+    target lies in the future or before the set, the volume has data and `replace` is not
+    given, or there is no room.
+    """
+    if moment and moment > datetime.now(UTC):
+        raise OperationError(f"{moment} lies in the future", "./stack backup list")
+    manifest = sets.choose(settings, set_id, moment)
+    if moment and set_id and manifest.moment > moment:
+        raise OperationError(f"the set {set_id} is younger than {moment}", "./stack backup list")
+    check_version(manifest, version("mlflow"), stackops.__version__)
+    there = settings.database_folder.exists()
+    if there and not replace:
+        raise OperationError(
+            "there is a database already; nothing was changed",
+            "./stack restore --replace puts it aside first (./stack rollback brings it back)",
+        )
+    problems = sets.verify(settings, manifest)
+    if not set_id:
+        problems += missing_log_after(settings, manifest)
+    if problems:
+        raise FailedError(
+            f"the backup set {manifest.id} is damaged; nothing was changed:\n" + "\n".join(problems),
+            "./stack backup list; then ./stack restore --set an older one",
+        )
+    needed = 2 * manifest.database_bytes
+    free = shutil.disk_usage(settings.data).free
+    if free < needed:
+        raise OperationError(
+            f"the volume of the database has {free >> 20} MB free, the restore needs {needed >> 20} MB",
+            "make room on the disk; nothing was changed",
+        )
+    where = (
+        str(moment)
+        if moment
+        else f"the set's own moment, {manifest.moment}"
+        if set_id
+        else "the newest state"
+    )
+    return Plan(
+        set=manifest.id,
+        target=where,
+        made=manifest.made,
+        replaces=there,
+        objects=manifest.objects,
+        bytes=manifest.database_bytes + manifest.object_bytes,
+    )
+
+
+def check_version(manifest: sets.Manifest, mlflow: str, product: str) -> None:
+    """Raise OperationError if a set was made by a newer MLflow or a newer version of the stack."""
+
+    def numbers(text: str) -> list[int]:
+        return [int(part) for part in text.split(".")[:3] if part.isdecimal()]
+
+    for what, made, ours in (
+        ("MLflow", manifest.mlflow_version, mlflow),
+        ("the stack", manifest.product_version, product),
+    ):
+        if numbers(made) > numbers(ours):
+            raise OperationError(
+                f"the set {manifest.id} was made by {what} {made}, this is {ours}; nothing was changed",
+                "use the version that made it, or a newer one",
+            )
+
+
+def missing_log_after(settings: Settings, manifest: sets.Manifest) -> list[str]:
+    """Return a problem for each gap in the archived log from the set to its newest segment."""
+    names = [path.name for path in barman.wal_files(settings)]
+    own = [name for name in names if name[:8] == manifest.begin_wal[:8]]
+    if not own:
+        return []
+    return [f"log segment {name}: missing" for name in barman.missing_wal(own, manifest.begin_wal, max(own))]
+
+
+def database(settings: Settings, set_id: str, target: cluster.Target) -> dict[str, Any]:
+    """Recover the set's database to `target` and put it into its place; the present one is kept.
+
+    The volume must not be in use. Return what is there now. When recovery itself fails, or a
+    set's own place does not have the digests of its manifest, nothing has been replaced.
+    """
+    manifest = sets.read(settings, set_id)
+    fresh = settings.data / "restoring" / "17"
+    cluster.lay_out(settings, manifest, fresh, target)
+    with cluster.running(settings, fresh) as socket, closing(cluster.connect(socket)) as connection:
+        found = postgres.digests(connection)
+        connection.rollback()
+        if target.name:
+            differences = postgres.compare_digests(manifest.reference["tables"], found)
+            if differences:
+                raise FailedError(
+                    "the restored database differs from what was backed up; nothing was replaced:\n"
+                    + "\n".join(differences),
+                    "./stack restore --set an older one",
+                )
+        # The receiver goes on from here without a gap.
+        connection.autocommit = True
+        postgres.fetch_one(
+            connection, "SELECT pg_create_physical_replication_slot(%s, true)", (postgres.SLOT,)
+        )
+    cluster.finish(fresh)
+    kept = swap(settings, fresh, f"restore of {set_id}")
+    barman.put_partial_aside(settings)
+    backup.request_full(settings, "after a restore")
+    rows = {name: found[name]["rows"] for name in found}
+    return {"kept": kept, "rows": rows}
+
+
+def swap(settings: Settings, fresh: Path, reason: str) -> str | None:
+    """Put a cluster into the place of the present one and return the folder that keeps that one.
+
+    postgres/start.sh refuses to start while the place is empty and something is kept.
+    """
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+    kept = settings.kept / stamp
+    present = settings.database_folder
+    there = present.exists()
+    if there:
+        kept.mkdir(parents=True)
+        state.write_json(kept / KEPT_NOTE, {"reason": reason, "time": stamp})
+        present.rename(kept / present.name)
+    fresh.rename(present)
+    shutil.rmtree(fresh.parent, ignore_errors=True)
+    return kept.name if there else None
+
+
+def kept_clusters(settings: Settings) -> list[str]:
+    """Return the names of the clusters that are kept, the oldest first."""
+    return sorted(path.name for path in settings.kept.iterdir()) if settings.kept.is_dir() else []
+
+
+def roll_back(settings: Settings) -> dict[str, Any]:
+    """Bring the cluster back that was put aside last; the present one is kept in its turn.
+
+    Raise OperationError if none is kept.
+    """
+    names = kept_clusters(settings)
+    if not names:
+        raise OperationError(
+            "no earlier database is kept", "./stack backup list; ./stack restore --to a moment"
+        )
+    earlier = settings.kept / names[-1]
+    fresh = settings.data / "restoring" / "17"
+    shutil.rmtree(fresh.parent, ignore_errors=True)
+    fresh.parent.mkdir()
+    (earlier / "17").rename(fresh)
+    kept = swap(settings, fresh, "roll back")
+    shutil.rmtree(earlier)
+    barman.put_partial_aside(settings)
+    backup.request_full(settings, "after a roll back")
+    return {"back": names[-1], "kept": kept}
+
+
+def forget_kept(settings: Settings, days: int) -> list[str]:
+    """Delete the kept clusters older than `days` and return their names."""
+    limit = datetime.now(UTC).timestamp() - days * 86400
+    gone = []
+    for name in kept_clusters(settings):
+        moment = datetime.strptime(name, "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
+        if moment.timestamp() < limit:
+            shutil.rmtree(settings.kept / name)
+            gone.append(name)
+    return gone
+
+
+def bring_objects_back(settings: Settings, moment: datetime | None) -> dict[str, Any]:
+    """Copy into the bucket what it lacks of its state at a moment (None: newest). Nothing is deleted."""
+    tree = settings.backups / "tree"
+    try:
+        count = objects.lay_out(settings, moment or datetime.now(UTC), tree)
+        objects.put_back(settings, tree)
+    finally:
+        shutil.rmtree(tree, ignore_errors=True)
+    return {"objects": count}
+
+
+def verify(settings: Settings) -> dict[str, Any]:
+    """Check the running, restored stack and return what was found.
+
+    Raise FailedError if the database does not answer, or an object that it names is not in
+    the bucket.
+    """
+    keys = objects.keys(settings)
+    with closing(postgres.connect(settings)) as connection:
+        missing = damage(connection, keys, objects.PREFIX)
+        rows = postgres.fetch_one(connection, "SELECT count(*) FROM runs")[0]
+    if missing:
+        raise FailedError(
+            "objects that the database names are not in the bucket:\n" + "\n".join(missing[:20]),
+            "docs/backup.md, when a drill fails",
+        )
+    return {"runs": rows, "objects": len(keys)}
+
+
+def damage(connection: psycopg2.extensions.connection, keys: set[str], prefix: str) -> list[str]:
+    """Return a line for each object that the database names and that is not among `keys`.
+
+    Named are: the MLmodel file of every ready logged model and of every model version with a
+    storage location or a run's path, and what log-model tags of active runs name.
+    """
+    missing = []
+    for what, name, uri in named_folders(connection):
+        key = key_of(uri, prefix)
+        if key is not None and f"{key}/MLmodel" not in keys:
+            missing.append(f"{what} {name}: no object {key}/MLmodel")
+    return missing
+
+
+def key_of(uri: str | None, prefix: str) -> str | None:
+    """Return the bucket's key of an artifact URI, or None for one that lies elsewhere.
+
+    `mlflow-artifacts:/1/abc` is `PREFIX/1/abc`.
+    """
+    scheme = "mlflow-artifacts:/"
+    if not uri or not uri.startswith(scheme):
+        return None
+    return f"{prefix}/{uri.removeprefix(scheme).lstrip('/')}".rstrip("/")
+
+
+def named_folders(connection: psycopg2.extensions.connection) -> list[tuple[str, str, str]]:
+    """Return (kind, name, artifact URI) of every model folder that the database names."""
+    found: list[tuple[str, str, str]] = []
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT model_id, artifact_location FROM logged_models"
+            " WHERE lifecycle_stage = 'active' AND status = 2"  # READY, mlflow.entities.LoggedModelStatus
+        )
+        found += [("logged model", model_id, location) for model_id, location in cursor]
+        cursor.execute(
+            "SELECT name || ' version ' || version, coalesce(storage_location, source) FROM model_versions"
+            " WHERE current_stage <> 'Deleted_Internal'"
+            " AND NOT EXISTS (SELECT 1 FROM registered_model_tags AS tag"
+            "  WHERE tag.name = model_versions.name AND tag.key = 'mlflow.prompt.is_prompt')"
+        )
+        found += [("model version", name, location) for name, location in cursor]
+        cursor.execute(
+            "SELECT runs.run_uuid, runs.artifact_uri, tags.value FROM tags JOIN runs USING (run_uuid)"
+            " WHERE tags.key = 'mlflow.log-model.history' AND runs.lifecycle_stage = 'active'"
+        )
+        for run_id, artifact_uri, history in cursor:
+            for model in json.loads(history):
+                # From MLflow 3 on the files belong to the logged model instead.
+                if not model.get("model_uuid", "").startswith("m-") and "model_id" not in model:
+                    found.append(("run", run_id, f"{artifact_uri}/{model['artifact_path']}"))
+    return found

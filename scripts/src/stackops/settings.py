@@ -1,0 +1,82 @@
+"""Settings of the operations: read once from the environment, then passed around."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cronsim import CronSim, CronSimError
+
+from stackops.errors import OperationError
+
+JOBS = {
+    "backup": ("BACKUP_SCHEDULE", "0 1 * * *"),
+    "offsite": ("OFFSITE_SCHEDULE", "20 * * * *"),
+    "verify": ("VERIFY_SCHEDULE", "0 3 * * 0"),
+    "drill": ("DRILL_SCHEDULE", "0 4 * * *"),
+}
+"""Each scheduled job: its setting, and the default schedule (cron's five fields)."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where things are and how often they are done. Ages in days."""
+
+    schedules: dict[str, str]
+    backups: Path = Path("/backups")
+    data: Path = Path("/data")
+    secrets: Path = Path("/secrets/backup")
+    database_host: str = "postgres"
+    storage_endpoint: str = "http://minio:9000"
+    bucket: str = "mlflow"
+    full_every_days: int = 7
+    keep_days: int = 14
+    keep_count: int = 2
+    offsite_repository: str = ""
+
+    @property
+    def database_folder(self) -> Path:
+        """The cluster inside the volume, as postgres/start.sh has it."""
+        return self.data / "17"
+
+    @property
+    def kept(self) -> Path:
+        """Clusters that a restore or upgrade has put aside."""
+        return self.data / "kept"
+
+
+def _positive(environment: Mapping[str, str], name: str, default: int) -> int:
+    text = environment.get(name, "") or str(default)
+    if not text.isdecimal() or int(text) < 1:
+        raise OperationError(f"{name} is '{text}', not a whole number from 1", f"correct {name} in .env")
+    return int(text)
+
+
+def _schedule(environment: Mapping[str, str], name: str, default: str) -> str:
+    """Return a schedule, or "" for one that is off. Raise OperationError if it is none."""
+    text = environment.get(name, "") or default
+    if text == "off":
+        return ""
+    try:
+        if len(text.split()) != len(default.split()):
+            raise CronSimError("five fields are needed")
+        CronSim(text, datetime.now(UTC))
+    except CronSimError as error:
+        raise OperationError(
+            f"{name} is '{text}': {error}",
+            f"correct {name} in .env: minute hour day month weekday, for example '{default}', or off",
+        ) from error
+    return text
+
+
+def read_settings(environment: Mapping[str, str]) -> Settings:
+    """Return the settings of an environment. Raise OperationError for a value that is none."""
+    return Settings(
+        schedules={job: _schedule(environment, name, default) for job, (name, default) in JOBS.items()},
+        full_every_days=_positive(environment, "BACKUP_FULL_EVERY_DAYS", 7),
+        keep_days=_positive(environment, "BACKUP_KEEP_DAYS", 14),
+        keep_count=_positive(environment, "BACKUP_KEEP_COUNT", 2),
+        offsite_repository=environment.get("OFFSITE_REPOSITORY", ""),
+    )

@@ -1,0 +1,96 @@
+"""What the jobs leave behind for `status`, the metrics and each other: small JSON files."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stackops.errors import BusyError, OperationError
+
+
+@dataclass
+class JobResult:
+    """The last run of a job. Times in seconds since 1970."""
+
+    job: str
+    started: float
+    seconds: float
+    ok: bool
+    message: str
+    facts: dict[str, Any] = field(default_factory=dict)
+    last_success: float | None = None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file in one step: a reader sees the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, sort_keys=True)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> Any | None:
+    """Return what a JSON file holds, or None if it is not there."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+def results(backups: Path) -> dict[str, JobResult]:
+    """Return the last result of each job that has run."""
+    found = {}
+    for path in sorted((backups / "state" / "jobs").glob("[!.]*.json")):
+        found[path.stem] = JobResult(**read_json(path))
+    return found
+
+
+@contextmanager
+def only_one(backups: Path, name: str) -> Iterator[None]:
+    """Hold a lock of the backup volume. Raise BusyError if another process has it."""
+    path = backups / "state" / f"{name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BusyError(f"another {name} is at work; this one did nothing", "wait for it") from error
+        yield
+
+
+def record(backups: Path, job: str, action: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Run a job's action under its lock, keep its result, and return the facts it reported.
+
+    What the action raises is kept as the message and raised again. A job that found another
+    one of its name at work leaves that one's result alone.
+    """
+    with only_one(backups, job):
+        before = results(backups).get(job)
+        started = time.time()
+        result = JobResult(job, started, 0, ok=False, message="was killed")
+        result.last_success = before.last_success if before else None
+        path = backups / "state" / "jobs" / f"{job}.json"
+        try:
+            result.facts = action()
+            result.ok, result.message, result.last_success = True, "", time.time()
+        except BaseException as error:
+            result.message = str(error) or type(error).__name__
+            result.facts = getattr(error, "facts", {})
+            if isinstance(error, OperationError):
+                result.message += f" (fix: {error.fix})"
+            raise
+        finally:
+            result.seconds = time.time() - started
+            write_json(path, asdict(result))
+        return result.facts
