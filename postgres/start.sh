@@ -34,6 +34,11 @@ limit_bytes() {
 }
 memory_mb=$(($(limit_bytes) / 1048576))
 
+if [ ! -s "$DATA/PG_VERSION" ] && [ -d /data/kept ]; then
+    refuse 'a restore was interrupted: the database was put aside and no other has taken its place' \
+        './stack rollback brings it back; ./stack restore begins again'
+fi
+
 if [ ! -s "$DATA/PG_VERSION" ]; then
     # Made beside its place and renamed: an interrupted first start leaves nothing half made.
     rm -rf "$DATA.new"
@@ -61,7 +66,7 @@ password_statements() {
     printf 'ALTER ROLE backup REPLICATION;\nGRANT CONNECT ON DATABASE mlflow TO backup;\n'
     printf 'GRANT pg_read_all_data, pg_read_all_settings, pg_read_all_stats, pg_maintain, pg_checkpoint TO backup;\n'
     printf 'GRANT EXECUTE ON FUNCTION pg_switch_wal(), pg_create_restore_point(text), pg_backup_start(text, boolean), pg_backup_stop(boolean) TO backup;\n'
-} | postgres --single -D "$DATA" postgres >/dev/null
+} | postgres --single -D "$DATA" -c summarize_wal=on postgres >/dev/null  # or its checkpoint drops what has no summary yet
 
 # A rotated password counts within two seconds, without a restart.
 follow_passwords() {

@@ -1,6 +1,7 @@
 # shellcheck shell=sh
 # parse_options OPTIONS WORDS ARGUMENT…: sort a verb's arguments. OPTIONS are the options that
-# it takes; WORDS says what its other words are (they go to REST), or is empty if it has none.
+# it takes, with a = after those that take a value; WORDS says what its other words are (they
+# go to REST), or is empty if it has none.
 
 parse_options() {
     options=" $1 "
@@ -8,8 +9,14 @@ parse_options() {
     shift 2
     # Never from the environment: VOLUMES=yes there must not delete anything.
     ASSUME_YES=no JSON=no VERSIONS=no VOLUMES=no LONG=no BUILD=yes REST=''
+    FULL=no REPLACE=no FROM_OFFSITE=no TO='' SET='' option=''
     for argument in "$@"; do
+        case $option in
+            --to) TO=$argument option='' && continue ;;
+            --set) SET=$argument option='' && continue ;;
+        esac
         case $options in
+            *" $argument= "*) option=$argument ;;
             *" $argument "*)
                 case $argument in
                     --yes) ASSUME_YES=yes ;;
@@ -18,6 +25,9 @@ parse_options() {
                     --volumes) VOLUMES=yes ;;
                     --long) LONG=yes ;;
                     --no-build) BUILD=no ;;
+                    --full) FULL=yes ;;
+                    --replace) REPLACE=yes ;;
+                    --from-offsite) FROM_OFFSITE=yes ;;
                 esac ;;
             *)
                 case $words,$argument in
@@ -27,4 +37,5 @@ parse_options() {
                 REST="$REST $argument" ;;
         esac
     done
+    [ -z "$option" ] || die "$verb $option needs a value" 'nothing was done' "./stack $verb --help" "$STATUS_USAGE"
 }

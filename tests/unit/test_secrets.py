@@ -96,7 +96,11 @@ def test_an_operators_password_wins_and_other_users_stay(volume: Path, overrides
     users.chmod(0o600)
     users.write_text(users.read_text() + "bob:$2b$10$hash\n")
     (overrides / "admin_password").write_text("my own\n")
-    assert set(secrets.ensure(volume, overrides, own=False)) == {"source/admin_password", "auth/users"}
+    assert set(secrets.ensure(volume, overrides, own=False)) == {
+        "source/admin_password",
+        "auth/users",
+        "backup/sealed.age",
+    }
     lines = users.read_text().splitlines()
     assert bcrypt.checkpw(b"my own", lines[0].partition(":")[2].encode())
     assert lines[1:] == ["bob:$2b$10$hash"]
@@ -130,6 +134,11 @@ def test_rotation_changes_its_group_and_nothing_else(volume: Path, overrides: Pa
     assert changed == {
         "source/database_password",
         "source/stackops_database_password",
+        "source/backup_database_password",
+        "postgres/backup_password",
+        "backup/pgpass",
+        "backup/sealed.age",
+        "backup/sealed.fingerprint",
         "postgres/mlflow_password",
         "postgres/stackops_password",
         "mlflow/pgpass",

@@ -127,7 +127,7 @@ def catalogue(settings: Settings) -> list[BaseBackup]:
 
 def _base_backup(settings: Settings, entry: dict) -> BaseBackup:
     info = {}
-    path = home(settings) / "base" / entry["backup_id"] / "backup.info"
+    path = home(settings) / "meta" / f"{entry['backup_id']}-backup.info"
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines()
         info = dict(line.split("=", 1) for line in lines if "=" in line)
@@ -145,10 +145,22 @@ def _base_backup(settings: Settings, entry: dict) -> BaseBackup:
 
 
 def take(settings: Settings, *, full: bool) -> BaseBackup:
-    """Take a base backup, incremental to the newest full one unless `full`, and return it."""
+    """Take a base backup, incremental to the newest full one unless `full`, and return it.
+
+    Where an incremental one cannot be taken (PostgreSQL lacks a summary of the log since the
+    full one) a full one is. Raise FailedError if that fails too.
+    """
     before = {backup.id for backup in catalogue(settings)}
     kind = [] if full else ["--incremental", "latest-full"]
-    call(settings, "backup", *kind, SERVER, timeout_seconds=BACKUP_TIMEOUT_SECONDS)
+    try:
+        call(settings, "backup", *kind, SERVER, timeout_seconds=BACKUP_TIMEOUT_SECONDS)
+    except FailedError as error:
+        for failed in {backup.id for backup in catalogue(settings)} - before:
+            call(settings, "delete", SERVER, failed)
+        if full:
+            raise
+        print(f"a full base backup instead of an incremental one: {error}", flush=True)
+        return take(settings, full=True)
     new = [backup for backup in catalogue(settings) if backup.id not in before and backup.done]
     if not new:
         raise FailedError("barman took no base backup", "./stack logs backup")

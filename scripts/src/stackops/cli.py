@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from stackops import secrets
+from stackops import backup, drill, objects, offsite, protect, report, restore, schedule, secrets, sets, state
 from stackops.errors import BusyError, FailedError, OperationError
 from stackops.settings import Settings, read_settings
 
@@ -49,25 +49,23 @@ def _parser() -> argparse.ArgumentParser:
     job = verbs.add_parser("job", help="run a scheduled job now")
     job.add_argument("name", choices=["backup", "drill", "offsite", "verify"])
 
-    backup = verbs.add_parser("backup", help="make, list and verify backup sets")
-    actions = backup.add_subparsers(dest="action", required=True)
+    backup_verb = verbs.add_parser("backup", help="make, list and verify backup sets")
+    actions = backup_verb.add_subparsers(dest="action", required=True)
     run = actions.add_parser("run")
     run.add_argument("--full", action="store_true")
     run.add_argument("--label", default="")
     run.add_argument("--json", action="store_true")
     for name in ("list", "status"):
         actions.add_parser(name).add_argument("--json", action="store_true")
-    verify = actions.add_parser("verify")
-    verify.add_argument("set", nargs="?")
-    verify.add_argument("--json", action="store_true")
-    drill = actions.add_parser("drill")
-    drill.add_argument("set", nargs="?")
-    drill.add_argument("--json", action="store_true")
+    for name in ("verify", "drill"):
+        proof = actions.add_parser(name)
+        proof.add_argument("set", nargs="?")
+        proof.add_argument("--json", action="store_true")
     for name in ("offsite", "fetch", "copy-objects"):
         actions.add_parser(name).add_argument("--json", action="store_true")
 
-    restore = verbs.add_parser("restore", help="the steps of ./stack restore")
-    actions = restore.add_subparsers(dest="action", required=True)
+    restore_verb = verbs.add_parser("restore", help="the steps of ./stack restore")
+    actions = restore_verb.add_subparsers(dest="action", required=True)
     for name in ("plan", "database", "objects"):
         step = actions.add_parser(name)
         step.add_argument("--set")
@@ -110,14 +108,11 @@ def _print(facts: dict[str, Any], *, as_json: bool) -> None:
         print(json.dumps(facts))
         return
     for name, value in facts.items():
-        if isinstance(value, dict):
-            value = f"{len(value)}"
-        print(f"{name.replace('_', ' ')}: {value}")
+        print(f"{name.replace('_', ' ')}: {len(value) if isinstance(value, dict) else value}")
 
 
 def _job(settings: Settings, name: str, set_id: str | None = None, **options: Any) -> dict[str, Any]:
     """Run a job as the schedule does: one at a time, its result kept for status and metrics."""
-    from stackops import backup, drill, offsite, state
 
     def back_up() -> dict[str, Any]:
         return backup.run(settings, **options)
@@ -136,8 +131,6 @@ def _job(settings: Settings, name: str, set_id: str | None = None, **options: An
 
 
 def _backup(settings: Settings, arguments: argparse.Namespace) -> None:
-    from stackops import objects, offsite, report
-
     action = arguments.action
     if action == "run":
         facts = _job(settings, "backup", full=arguments.full, label=arguments.label)
@@ -160,8 +153,6 @@ def _backup(settings: Settings, arguments: argparse.Namespace) -> None:
 
 
 def _restore(settings: Settings, arguments: argparse.Namespace) -> None:
-    from stackops import restore, sets
-
     action = arguments.action
     if action == "roll-back":
         facts = restore.roll_back(settings)
@@ -189,12 +180,8 @@ def run(arguments: argparse.Namespace) -> None:
         return
     settings = read_settings(os.environ)
     if arguments.verb == "protect":
-        from stackops import protect
-
         protect.run(settings)
     elif arguments.verb == "schedule":
-        from stackops import schedule
-
         schedule.run(settings)
     elif arguments.verb == "job":
         _print(_job(settings, arguments.name), as_json=True)

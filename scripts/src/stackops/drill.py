@@ -162,15 +162,13 @@ def _wait_for(url: str, process: subprocess.Popen, log: Path) -> None:
 
 def _load(url: str, name: str, alias: str, problems: list[str]) -> bool:
     """Load a registered model by alias as a client would: every file arrives, MLmodel describes it."""
-    from mlflow import MlflowClient
-    from mlflow.artifacts import download_artifacts
-    from mlflow.models import Model
+    import mlflow
 
+    mlflow.set_tracking_uri(url)
+    mlflow.set_registry_uri(url)
     try:
-        version = MlflowClient(tracking_uri=url, registry_uri=url).get_model_version_by_alias(name, alias)
-        uri = f"models:/{name}/{version.version}"
-        folder = download_artifacts(artifact_uri=uri, tracking_uri=url, registry_uri=url)
-        Model.load(folder)
+        folder = mlflow.artifacts.download_artifacts(f"models:/{name}@{alias}")
+        mlflow.models.Model.load(folder)
         shutil.rmtree(folder, ignore_errors=True)
     except Exception as error:  # noqa: BLE001  whatever it is, it is the result
         problems.append(f"model {name}@{alias} does not load: {error}")

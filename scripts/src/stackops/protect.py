@@ -91,9 +91,13 @@ def follow_log(settings: Settings, receiver: Receiver) -> dict[str, Any]:
 
 
 def first_base_backup(settings: Settings) -> dict[str, Any]:
-    """Make a set at once where the log alone cannot restore anything: no full base backup yet,
-    or one was asked for (after a restore, after a gap).
+    """Make a set at once where the log alone cannot restore anything.
+
+    There is no full base backup yet, or one was asked for (after a restore, after a gap).
     """
+    log = state.read_json(settings.backups / "state" / "log.json")
+    if not log or not log["ok"]:
+        return {}
     wanted = backup.requested_full(settings)
     if wanted is None and any(base.full and base.done for base in barman.catalogue(settings)):
         return {}

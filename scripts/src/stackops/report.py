@@ -129,7 +129,8 @@ def lines(action: str, found: Any) -> list[str]:
         )
         for table in database["bloat"]:
             text.append(
-                f"    {table['table']}: {table['dead_rows']} dead rows beside {table['rows']} ({_size(table['bytes'])})"
+                f"    {table['table']}: {table['dead_rows']} dead rows beside {table['rows']},"
+                f" {_size(table['bytes'])}"
             )
     return text
 

@@ -211,10 +211,31 @@ def ensure(volume: Path, overrides: Path, *, own: bool = True) -> list[str]:
     first writer wins. `own=False` leaves owners alone (tests without root).
     """
     check_override_names(overrides)
-    written = []
+    values, written = _sources(volume, overrides)
+    for consumer, uid in CONSUMER_UIDS.items():
+        folder = volume / consumer
+        folder.mkdir(mode=0o500, exist_ok=True)
+        if own:
+            os.chown(folder, uid, uid)
+    files = render_consumer_files(values) | _optional(overrides)
+    files["auth/users"] = _users(volume / "auth" / "users", values["admin_password"], own=own)
+    for relative, text in files.items():
+        path = volume / relative
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            continue
+        _write(path, text, uid=CONSUMER_UIDS[relative.partition("/")[0]] if own else None)
+        written.append(relative)
+    written += _seal_all(volume, values, files["auth/users"], own=own)
+    volume.chmod(0o711)
+    return written
+
+
+def _sources(volume: Path, overrides: Path) -> tuple[dict[str, str], list[str]]:
+    """Make the sources that are missing; return the value of each, and the names written."""
     source = volume / "source"
     source.mkdir(mode=0o700, exist_ok=True)
     values = {}
+    written = []
     for name, generate in GENERATORS.items():
         override = read_override(overrides, name)
         path = source / name
@@ -227,32 +248,24 @@ def ensure(volume: Path, overrides: Path, *, own: bool = True) -> list[str]:
         if not path.exists() and _write(path, generate(), overwrite=False):
             written.append(f"source/{name}")
         values[name] = path.read_text(encoding="utf-8")
+    return values, written
 
-    for consumer, uid in CONSUMER_UIDS.items():
-        folder = volume / consumer
-        folder.mkdir(mode=0o500, exist_ok=True)
-        if own:
-            os.chown(folder, uid, uid)
-    users = volume / "auth" / "users"
-    files = render_consumer_files(values)
+
+def _users(path: Path, admin_password: str, *, own: bool) -> str:
+    """Return what the users file must hold. A missing one is made: the first of several wins."""
+    if not path.exists():
+        uid = CONSUMER_UIDS["auth"] if own else None
+        _write(path, render_users("", admin_password), uid=uid, overwrite=False)
+    return render_users(path.read_text(encoding="utf-8"), admin_password)
+
+
+def _optional(overrides: Path) -> dict[str, str]:
+    """Return the consumers' files of what only an operator can give; empty where it is not given."""
+    given = {}
     for name in OPTIONAL:
-        given = overrides / name
-        if given.exists():
-            files[f"backup/{name}"] = given.read_text(encoding="utf-8")
-        else:
-            (volume / "backup" / name).unlink(missing_ok=True)
-    files["auth/users"] = render_users(
-        users.read_text(encoding="utf-8") if users.exists() else "", values["admin_password"]
-    )
-    for relative, text in files.items():
-        path = volume / relative
-        if path.exists() and path.read_text(encoding="utf-8") == text:
-            continue
-        _write(path, text, uid=CONSUMER_UIDS[relative.partition("/")[0]] if own else None)
-        written.append(relative)
-    written += _seal_all(volume, values, files["auth/users"], own=own)
-    volume.chmod(0o711)
-    return written
+        path = overrides / name
+        given[f"backup/{name}"] = path.read_text(encoding="utf-8") if path.exists() else ""
+    return given
 
 
 def _seal_all(volume: Path, values: Mapping[str, str], users: str, *, own: bool) -> list[str]:
