@@ -57,16 +57,7 @@ def stack(make_stack: Callable[..., Stack]) -> Iterator[Stack]:
     """The session's stack, started by ./stack up, with this process's MLflow client logged in."""
     stack = make_stack("main")
     stack.verb("up", "--yes", timeout=1800)
-    saved = {name: os.environ.get(name) for name in stack.client_environment}
-    os.environ.update(stack.client_environment)
-    import mlflow
-
-    mlflow.set_tracking_uri(stack.url)
     # Its last words at exit would come after the summary.
     logging.getLogger("mlflow.tracing.export.async_export_queue").setLevel(logging.WARNING)
-    yield stack
-    for name, value in saved.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
+    with stack.logged_in():
+        yield stack

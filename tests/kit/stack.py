@@ -9,7 +9,8 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -94,6 +95,24 @@ class Stack:
             "MLFLOW_TRACKING_USERNAME": "admin",
             "MLFLOW_TRACKING_PASSWORD": self.password,
         }
+
+    @contextmanager
+    def logged_in(self) -> Iterator[None]:
+        """Make this stack the one that MLflow's client of this process talks to."""
+        import mlflow
+
+        saved = {name: os.environ.get(name) for name in self.client_environment}
+        os.environ.update(self.client_environment)
+        mlflow.set_tracking_uri(self.url)
+        try:
+            yield
+        finally:
+            for name, value in saved.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+            mlflow.set_tracking_uri(saved["MLFLOW_TRACKING_URI"])
 
     @property
     def authorization(self) -> str:

@@ -18,6 +18,7 @@ class Writer:
         self._client = mlflow.MlflowClient(tracking_uri=stack.url)
         self.run_id = self._client.create_run(experiment_id="0").info.run_id
         self.acknowledged: list[int] = []
+        self.acknowledged_at: list[float] = []
         self.failed: list[str] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._write)
@@ -38,6 +39,7 @@ class Writer:
             try:
                 self._client.log_metric(self.run_id, "point", step, step=step)
                 self.acknowledged.append(step)
+                self.acknowledged_at.append(time.monotonic())
             except Exception as error:  # noqa: BLE001  what a client sees is the result
                 self.failed.append(repr(error)[:300])
                 time.sleep(0.2)

@@ -1,10 +1,16 @@
 # shellcheck shell=sh
-#: ./stack metrics — print the server's metrics (Prometheus text, of one replica)
+#: ./stack metrics — print the metrics of the server (one replica) and of the jobs (Prometheus text)
 . scripts/host/options.sh
 . scripts/host/check-machine.sh
 parse_options '' '' "$@"
 need_docker
-docker compose exec -T mlflow python3 -c '
+
+# metrics_of SERVICE URL
+metrics_of() {
+    docker compose exec -T "$1" python3 -c "
 import urllib.request
-print(urllib.request.urlopen("http://127.0.0.1:5000/stack/metrics", timeout=10).read().decode(), end="")' ||
-    die 'the server gave no metrics' 'it does not run, or is not well' './stack status'
+print(urllib.request.urlopen('$2', timeout=10).read().decode(), end='')" ||
+        die "the service $1 gave no metrics" 'it does not run, or is not well' './stack status'
+}
+metrics_of mlflow http://127.0.0.1:5000/stack/metrics
+case $(docker compose config --services) in *backup*) metrics_of backup http://127.0.0.1:9100/metrics ;; esac

@@ -24,6 +24,12 @@ bad=$(printf '%s\n' "$lines" | while read -r service state health exit_status re
     [ -z "$service" ] || is_well "$state" "$health" "$exit_status" || printf ' %s' "$service"
 done)
 
+# What the jobs and the continuous backup say (asked inside the service that runs them).
+backup_problems=''
+backup_status() {
+    case "$lines" in *'cron running '*) docker compose exec -T cron stackops backup status "$@" ;; esac
+}
+
 versions() {
     docker compose run --rm --no-deps --quiet-pull -T mlflow python -c '
 import importlib.metadata as m
@@ -36,10 +42,12 @@ for name in ("mlflow", "SQLAlchemy", "psycopg2-binary", "boto3", "gunicorn", "mi
 }
 
 if [ "$JSON" = yes ]; then
+    jobs=$(backup_status --json) || backup_problems=yes
     printf '{"project": "%s", "url": "%s", "ok": %s, "services": [' "$(project_name)" "$(stack_url)" \
-        "$([ -z "$bad$missing" ] && echo true || echo false)"
+        "$([ -z "$bad$missing$backup_problems" ] && echo true || echo false)"
     printf '%s\n' "$lines" | awk 'NF { printf "%s{\"service\": \"%s\", \"state\": \"%s\", \"health\": \"%s\", \"exit_status\": %d, \"restarts\": %d, \"container\": \"%s\"}", separator, $1, $2, ($3 == "-" ? "" : $3), $4, $5, substr($6, 2); separator = ", " }'
     printf ']'
+    [ -z "$jobs" ] || printf ', "backup": %s' "$jobs"
     if [ "$VERSIONS" = yes ]; then
         versions | awk 'BEGIN { printf ", \"versions\": {" } { printf "%s\"%s\": \"%s\"", separator, $1, $2; separator = ", " } END { printf "}" }'
     fi
@@ -47,11 +55,15 @@ if [ "$JSON" = yes ]; then
 else
     say "project $(project_name) at $(stack_url)"
     printf '%s\n' "$lines" | awk 'NF { state = ($2 == "exited" && $4 == 0) ? "done" : $2; printf "  %-10s %-10s %-10s restarts %s\n", $1, state, ($3 == "-" ? "" : $3), $5 }'
+    backup_status || backup_problems=yes
     [ "$VERSIONS" = no ] || versions | awk '{ printf "  %-16s %s\n", $1, $2 }'
 fi
-if [ -n "$bad$missing" ]; then
+if [ -n "$backup_problems" ]; then
+    printf 'error: backup: see above\nfix:   ./stack backup status; ./stack logs backup cron\n' >&2
+fi
+if [ -n "$bad$missing$backup_problems" ]; then
     [ -z "$missing" ] || printf 'error: not there:%s\n' "$missing" >&2
     [ -z "$bad" ] || printf 'error: not well:%s\n' "$bad" >&2
-    printf 'fix:   ./stack logs SERVICE shows why; ./stack up starts what is missing\n' >&2
+    [ -z "$bad$missing" ] || printf 'fix:   ./stack logs SERVICE shows why; ./stack up starts what is missing\n' >&2
     exit "$STATUS_FAILED"
 fi

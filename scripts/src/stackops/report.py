@@ -104,8 +104,8 @@ def lines(action: str, found: Any) -> list[str]:
     """Return `backup list` or `backup status` as lines for a person."""
     if action == "list":
         rows = [
-            f"{entry['set']}  {entry['kind']:<11}  {entry['made']}  database {_size(entry['database_bytes'])}, "
-            f"{entry['objects']} objects {_size(entry['object_bytes'])}  {entry['label']}".rstrip()
+            f"{entry['set']}  {entry['kind']:<11}  {entry['made']}  "
+            f"database {_size(entry['database_bytes'])}, {entry['objects']} objects {_size(entry['object_bytes'])}  {entry['label']}".rstrip()
             for entry in found
         ]
         return rows or ["no backup set yet"]
