@@ -105,7 +105,8 @@ def lines(action: str, found: Any) -> list[str]:
     if action == "list":
         rows = [
             f"{entry['set']}  {entry['kind']:<11}  {entry['made']}  "
-            f"database {_size(entry['database_bytes'])}, {entry['objects']} objects {_size(entry['object_bytes'])}  {entry['label']}".rstrip()
+            f"database {_size(entry['database_bytes'])}, "
+            f"{entry['objects']} objects {_size(entry['object_bytes'])}  {entry['label']}".rstrip()
             for entry in found
         ]
         return rows or ["no backup set yet"]
