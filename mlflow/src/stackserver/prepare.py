@@ -23,6 +23,7 @@ from minio import Minio, MinioAdmin
 from minio.credentials import StaticProvider
 from psycopg2.extensions import connection as Connection  # noqa: N812
 
+from stackserver.care import tend_tables
 from stackserver.database import connect, known_revisions, pinned_revision, schema_revision
 from stackserver.errors import RefusedError, exit_refused
 from stackserver.settings import Settings, read_settings
@@ -216,6 +217,8 @@ def prepare(settings: Settings, *, accept_keys: bool = False) -> None:
     if revision is None:
         print("an empty database: making MLflow's tables", flush=True)
         create_tables(settings.database_uri)
+    with closing(connect(settings.database_uri)) as connection:
+        tend_tables(connection)
     with closing(connect(settings.database_uri, user=settings.operations_user)) as connection:
         create_stackops(connection)
         store_fingerprints(connection, keys_now)
