@@ -6,6 +6,7 @@ needs no restart.
 
 from __future__ import annotations
 
+import os
 from contextlib import closing
 from functools import cache
 
@@ -32,7 +33,7 @@ def connect(
         port=url.port or 5432,
         dbname=url.database,
         user=user or url.username,
-        options=f"-c statement_timeout={timeout_ms}",
+        options=f"{os.environ.get('PGOPTIONS', '')} -c statement_timeout={timeout_ms}",  # both, not one
         application_name="stackserver",
         **parameters,
     )
