@@ -18,7 +18,7 @@ from typing import Any
 import psycopg2
 
 import stackops
-from stackops import backup, barman, cluster, objects, postgres, sets, state
+from stackops import backup, barman, cluster, command, objects, postgres, sets, state
 from stackops.errors import FailedError, OperationError
 from stackops.settings import Settings
 
@@ -189,9 +189,40 @@ def swap(settings: Settings, fresh: Path, reason: str) -> str | None:
     return kept.name if there else None
 
 
+def keep(settings: Settings, reason: str) -> dict[str, Any]:
+    """Copy the present (stopped) cluster aside, so that `roll_back` can bring it back.
+
+    Raise OperationError if there is none, or no room for a copy.
+    """
+    present = settings.database_folder
+    if not present.exists():
+        raise OperationError("there is no database to keep", "./stack up")
+    needed = sum(path.stat().st_size for path in present.rglob("*") if path.is_file())
+    free = shutil.disk_usage(settings.data).free
+    if free < needed * 1.1:
+        raise OperationError(
+            f"the volume of the database has {free >> 20} MB free, a copy needs {needed >> 20} MB",
+            "make room on the disk; nothing was changed",
+        )
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+    unfinished = settings.kept / f".{stamp}"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    command.run(
+        ["cp", "--archive", "--reflink=auto", present, unfinished],
+        fix="./stack up starts what was stopped",
+        timeout_seconds=cluster.LAY_OUT_TIMEOUT_SECONDS,
+    )
+    state.write_json(unfinished / KEPT_NOTE, {"reason": reason, "time": stamp})
+    unfinished.rename(settings.kept / stamp)
+    return {"kept": stamp, "bytes": needed}
+
+
 def kept_clusters(settings: Settings) -> list[str]:
     """Return the names of the clusters that are kept, the oldest first."""
-    return sorted(path.name for path in settings.kept.iterdir()) if settings.kept.is_dir() else []
+    if not settings.kept.is_dir():
+        return []
+    return sorted(path.name for path in settings.kept.iterdir() if not path.name.startswith("."))
 
 
 def roll_back(settings: Settings) -> dict[str, Any]:
@@ -208,17 +239,18 @@ def roll_back(settings: Settings) -> dict[str, Any]:
     fresh = settings.data / "restoring" / "17"
     shutil.rmtree(fresh.parent, ignore_errors=True)
     fresh.parent.mkdir()
+    note = state.read_json(earlier / KEPT_NOTE) or {"reason": "unknown"}
     (earlier / "17").rename(fresh)
     kept = swap(settings, fresh, "roll back")
     shutil.rmtree(earlier)
     barman.put_partial_aside(settings)
     backup.request_full(settings, "after a roll back")
-    return {"back": names[-1], "kept": kept}
+    return {"back": names[-1], "kept": kept, "undone": note["reason"]}
 
 
 def forget_kept(settings: Settings, days: int) -> list[str]:
     """Delete the kept clusters older than `days` and return their names."""
-    limit = datetime.now(UTC).timestamp() - days * 86400
+    limit = datetime.now(UTC).timestamp() - days * backup.SECONDS_PER_DAY
     gone = []
     for name in kept_clusters(settings):
         moment = datetime.strptime(name, "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
