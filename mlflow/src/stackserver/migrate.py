@@ -1,8 +1,8 @@
 """One-shot: bring an older database to this MLflow's schema, and prove that nothing was lost.
 
 Counts and digests of every table are taken before and after MLflow's own migration and
-compared; what the migration is known to change stands in MOVES and NEW_ROWS. Digests are
-made by PostgreSQL over the columns that both schemas have.
+compared; what the migration is known to change stands in moves.py. Digests are made by
+PostgreSQL over the columns that both schemas have.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from psycopg2.extensions import connection as Connection  # noqa: N812  psycopg2
 
 from stackserver.database import connect, pinned_revision, revision_chain, schema_revision, unknown_revision
 from stackserver.errors import RefusedError
+from stackserver.moves import MOVES, NEW_ROWS, NOT_COMPARED, Move
 
 TESTED_REVISIONS = {
     "acf3f17fdcc7": "2.9.2",
     "0584bdc529eb": "2.22.5",
     "bda7b8c39065": "3.1.4",
+    "1b5f0d9ad7c1": "3.10.1",
     "dc11669786a5": "3.17.2",
 }
 """Revision -> the MLflow whose database was migrated from it (tests/data/old), and the pinned one."""
@@ -43,67 +45,6 @@ class Content:
 
 
 Snapshot = Mapping[str, Content]
-
-
-@dataclass(frozen=True)
-class Move:
-    """Rows of a table of keys and values that the migration turns into columns of another.
-
-    `before` and `after` select the same facts from the old and the new place; `cut` counts
-    the values that do not fit there and are shortened.
-    """
-
-    table: str
-    key: str
-    before: str
-    after: str
-    cut: str
-    reason: str
-
-    @property
-    def name(self) -> str:
-        """What the move is called in messages."""
-        return f"{self.table}[{self.key}]"
-
-
-_PROMOTED = "revision 75868b020152 makes it columns of trace_info"
-MOVES = (
-    Move(
-        table="trace_tags",
-        key="mlflow.traceName",
-        before="SELECT request_id, left(value, 4096) FROM trace_tags WHERE key = 'mlflow.traceName'",
-        after="SELECT request_id, trace_name FROM trace_info WHERE trace_name IS NOT NULL",
-        cut="SELECT count(*) FROM trace_tags WHERE key = 'mlflow.traceName' AND length(value) > 4096",
-        reason=_PROMOTED,
-    ),
-    Move(
-        table="trace_request_metadata",
-        key="mlflow.trace.session",
-        before="SELECT request_id, left(value, 250) FROM trace_request_metadata"
-        " WHERE key = 'mlflow.trace.session'",
-        after="SELECT request_id, session_id FROM trace_info WHERE session_id IS NOT NULL",
-        cut="SELECT count(*) FROM trace_request_metadata"
-        " WHERE key = 'mlflow.trace.session' AND length(value) > 250",
-        reason=_PROMOTED,
-    ),
-    Move(
-        table="trace_request_metadata",
-        key="mlflow.trace.tokenUsage",
-        # By pattern: a value that is no JSON must be found as a difference, not end the query.
-        before="SELECT request_id, substring(value FROM '\"input_tokens\": *([0-9]+)'),"
-        " substring(value FROM '\"output_tokens\": *([0-9]+)'),"
-        " substring(value FROM '\"total_tokens\": *([0-9]+)')"
-        " FROM trace_request_metadata WHERE key = 'mlflow.trace.tokenUsage'",
-        after="SELECT request_id, input_tokens::text, output_tokens::text, total_tokens::text FROM trace_info"
-        " WHERE coalesce(input_tokens, output_tokens, total_tokens) IS NOT NULL",
-        cut="SELECT 0",
-        reason=_PROMOTED,
-    ),
-)
-NEW_ROWS = {"workspaces": 1}
-"""Rows that the migration makes in tables that are new: the workspace `default` (1b5f0d9ad7c1)."""
-NOT_COMPARED = frozenset({"alembic_version"})
-"""The table whose content is the revision."""
 
 
 class MigrationError(Exception):
@@ -181,10 +122,17 @@ def compared_columns(
     A table that MLflow does not know is compared whole: its migration must not touch it.
     """
     return {
-        table: sorted(column for column in columns if column in model.get(table, frozenset(columns)))
+        table: sorted(
+            (frozenset(columns) & model.get(table, frozenset(columns))) - NOT_COMPARED.get(table, frozenset())
+        )
         for table, columns in existing.items()
-        if table not in NOT_COMPARED
     }
+
+
+def applicable(moves: Iterable[Move], tables: Iterable[str]) -> list[Move]:
+    """Return the moves whose tables are there; of two with one name the later."""
+    there = frozenset(tables)
+    return list({move.name: move for move in moves if move.needs <= there}.values())
 
 
 def model_columns() -> dict[str, frozenset[str]]:
@@ -216,28 +164,26 @@ def content_of(connection: Connection, query: sql.Composable) -> Content:
         return Content(*cursor.fetchone())
 
 
-def table_query(table: str, columns: Iterable[str], moved_keys: Iterable[str]) -> sql.Composable:
-    """Return the query of a table's compared columns, without the rows that move."""
+def table_query(table: str, columns: Iterable[str], leaving: Iterable[str]) -> sql.Composable:
+    """Return the query of a table's compared columns, without the rows whose keys leave it."""
     names = sql.SQL(", ").join(map(sql.Identifier, columns))
     query = sql.SQL("SELECT {} FROM {}").format(names, sql.Identifier(table))
-    keys = list(moved_keys)
+    keys = list(leaving)
     return query + sql.SQL(" WHERE key <> ALL({})").format(sql.Literal(keys)) if keys else query
 
 
-def take_snapshot(
-    connection: Connection, columns: Mapping[str, list[str]], moves: Mapping[Move, str]
+def table_contents(
+    connection: Connection, columns: Mapping[str, list[str]], moves: Iterable[Move]
 ) -> dict[str, Content]:
-    """Return the content of the tables and of what moves, by name.
-
-    `moves` gives the query of each move that counts. Rows with a moved key that are still
-    in their table are left out there.
-    """
-    keys = {table: [move.key for move in moves if move.table == table] for table in columns}
-    tables = {
-        table: content_of(connection, table_query(table, columns[table], keys[table])) for table in columns
+    """Return the content of each table, without the rows that move."""
+    leaving: dict[str, list[str]] = {}
+    for move in moves:
+        for table, keys in move.leaving:
+            leaving.setdefault(table, []).extend(keys)
+    return {
+        table: content_of(connection, table_query(table, names, leaving.get(table, ())))
+        for table, names in columns.items()
     }
-    moved = {move.name: content_of(connection, sql.SQL(query)) for move, query in moves.items()}
-    return {**tables, **moved}
 
 
 def count(connection: Connection, query: str) -> int:
@@ -301,11 +247,12 @@ def compare_around(connection: Connection, outcome: Outcome, upgrade: Callable[[
     """Take a snapshot, migrate, take another, and write into the outcome what differs."""
     existing = existing_columns(connection)
     columns = compared_columns(existing, model_columns())
-    moves = [move for move in MOVES if move.table in existing]
+    moves = applicable(MOVES, existing)
 
     started = time.monotonic()
-    before = take_snapshot(connection, columns, {move: move.before for move in moves})
-    cut = {move: count(connection, move.cut) for move in moves}
+    before = table_contents(connection, columns, moves)
+    before |= {move.name: content_of(connection, sql.SQL(move.before)) for move in moves}
+    cut = {move.name: count(connection, move.cut) for move in moves}
     outcome.seconds["before"] = round(time.monotonic() - started, 2)
     print(
         f"before: {sum(content.rows for content in before.values())} rows in {len(columns)} tables",
@@ -320,22 +267,26 @@ def compare_around(connection: Connection, outcome: Outcome, upgrade: Callable[[
     print(f"migrated to schema {outcome.revision_after} in {outcome.seconds['migration']} s", flush=True)
 
     started = time.monotonic()
-    new = {table: names for table, names in existing_columns(connection).items() if table not in existing}
-    kept = {table: names for table, names in columns.items() if table in existing_columns(connection)}
-    after = take_snapshot(connection, {**kept, **new}, {move: move.after for move in moves})
+    now = existing_columns(connection)
+    after = table_contents(
+        connection, {table: columns.get(table, names) for table, names in now.items()}, moves
+    )
+    after |= {move.name: content_of(connection, sql.SQL(move.after)) for move in moves}
     outcome.seconds["after"] = round(time.monotonic() - started, 2)
 
-    outcome.rows = {
-        name: [before.get(name, Content()).rows, after.get(name, Content()).rows] for name in after
-    }
-    outcome.known = [
-        f"{move.name}: {before[move.name].rows} rows moved"
-        + (f", {cut[move]} of them cut" if cut[move] else "")
-        + f": {move.reason}"
-        for move in moves
-        if before[move.name].rows
-    ] + [f"{table}: {rows} new rows" for table, rows in NEW_ROWS.items() if table in new]
+    counts = {name: [before.get(name, Content()).rows, after.get(name, Content()).rows] for name in after}
+    outcome.rows = {name: pair for name, pair in counts.items() if any(pair)}
+    outcome.known = known_changes(moves, before, cut)
     outcome.differences = differences(before, after)
+
+
+def known_changes(moves: Iterable[Move], before: Snapshot, cut: Mapping[str, int]) -> list[str]:
+    """Return a sentence for each move that had something to move."""
+    return [
+        f"{move.name}: {before[move.name].rows} moved, {cut[move.name]} cut or unreadable"
+        for move in moves
+        if before[move.name].rows or cut[move.name]
+    ]
 
 
 def migrate(database_uri: str) -> Outcome:

@@ -135,6 +135,11 @@ def traces() -> list[str]:
             usage = {"input_tokens": 3, "output_tokens": 4, "total_tokens": 7}
             metadata = {"mlflow.trace.session": "session 1", "mlflow.trace.user": "alice"}
             mlflow.update_current_trace(metadata={**metadata, "mlflow.trace.tokenUsage": json.dumps(usage)})
+            span = mlflow.get_current_active_span()
+            cost = {"input_cost": 0.1, "output_cost": 0.2, "total_cost": 0.1 + 0.2}
+            span.set_attributes(
+                {"mlflow.llm.model": "gpt-x", "mlflow.llm.provider": "none", "mlflow.llm.cost": cost}
+            )
         return {"answer": inner(len(question))}
 
     agent("câu hỏi")

@@ -165,18 +165,25 @@ def read_traces(client: MlflowClient, experiment_ids: list[str]) -> dict[str, An
     }
 
 
+def load_prompt(client: MlflowClient, name: str, version: str) -> Any:
+    """Return a version of a prompt. Newer clients' load_prompt would write a tag: not used there."""
+    if hasattr(client, "get_prompt_version"):
+        return client.get_prompt_version(name, version)
+    return mlflow.load_prompt(name, version=int(version))
+
+
 def read_prompt(client: MlflowClient, model: Any) -> dict[str, Any]:
-    """Return the versions of a prompt, and what its aliases show."""
-    api = mlflow.genai if hasattr(getattr(mlflow, "genai", None), "load_prompt") else mlflow
-    versions = {}
+    """Return the versions of a prompt, its tags and aliases."""
     which = f"name='{model.name}' AND tag.`mlflow.prompt.is_prompt` = 'true'"
-    for entry in pages(client.search_model_versions, filter_string=which):
-        prompt = api.load_prompt(model.name, version=int(entry.version))
-        versions[str(entry.version)] = fields(
-            prompt, "template", "tags", "commit_message", "aliases", "variables", "creation_timestamp"
-        )
-    aliases = {alias: api.load_prompt(f"prompts:/{model.name}@{alias}").version for alias in model.aliases}
-    return {"tags": plain(model.tags), "versions": versions, "aliases": plain(aliases)}
+    names = ("template", "tags", "commit_message", "aliases", "variables", "creation_timestamp")
+    return {
+        "tags": plain(model.tags),
+        "aliases": {alias: str(version) for alias, version in sorted(dict(model.aliases).items())},
+        "versions": {
+            str(entry.version): fields(load_prompt(client, model.name, str(entry.version)), *names)
+            for entry in pages(client.search_model_versions, filter_string=which)
+        },
+    }
 
 
 def read_logged_models(client: MlflowClient, experiment_ids: list[str]) -> dict[str, Any]:
@@ -222,7 +229,7 @@ def read_all(uri: str) -> dict[str, Any]:
     return {
         "experiments": {entry.experiment_id: read_experiment(entry) for entry in experiments},
         "runs": {
-            run.info.run_id: read_run(client, run)
+            run.info.run_id: read_run(client, client.get_run(run.info.run_id))
             for run in pages(client.search_runs, experiment_ids=experiment_ids, run_view_type=ALL)
         },
         "registered_models": {model.name: read_registered_model(client, model) for model in models},
