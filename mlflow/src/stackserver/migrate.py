@@ -28,7 +28,11 @@ TESTED_REVISIONS = {
     "1b5f0d9ad7c1": "3.10.1",
     "dc11669786a5": "3.17.2",
 }
-"""Revision -> the MLflow whose database was migrated from it (tests/data/old), and the pinned one."""
+"""Revision -> the MLflow whose database was migrated from it (tests/data/old), and the pinned one.
+
+Other releases have the same revisions, read from their wheels: 2.8.0 to 2.12.2, 2.18.0 to
+2.22.5, 3.0.1 and 3.1.1 to 3.1.4, 3.10.0 and 3.10.1.
+"""
 MAINTENANCE_LOCK = "stackops maintenance"
 LOCK_TIMEOUT_SECONDS = 60
 """How long MLflow's migration waits for a table that somebody else reads, before it gives up."""
