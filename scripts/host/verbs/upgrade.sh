@@ -26,7 +26,7 @@ make_base_image
 step 'building images'
 build_images
 
-migrate() { docker compose run --rm --no-deps -T prepare python -m stackserver.prepare --migrate "$@"; }
+migrate() { docker compose run --rm --no-deps -T prepare python -m stackserver.prepare --migrate; }
 
 back_to_former() {  # WHAT
     report_failure || :
@@ -39,7 +39,7 @@ back_to_former() {  # WHAT
 
 docker compose up --detach --wait --no-build --no-deps postgres minio
 step 'checking the database'
-if ! migrate --check; then
+if ! docker compose run --rm --no-deps -T prepare python -m stackserver.prepare --check; then
     images_back || :
     die 'this database cannot be upgraded' 'nothing was changed; the former version runs' 'see the lines above and docs/upgrade.md' "$STATUS_REFUSED"
 fi
