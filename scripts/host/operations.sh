@@ -39,8 +39,8 @@ smoke_test() { secrets_step show admin_password 2>/dev/null | ops smoke; }
 
 # What runs now, so that a failed upgrade can start exactly that again.
 remember_compose() {
-    mkdir -p .stack
-    docker compose config >".stack/$(project_name).yml"
+    { mkdir -p .stack && docker compose config >".stack/$(project_name).yml"; } ||
+        warn 'the folder .stack cannot be written: a failed upgrade could not start this version again by itself'
 }
 
 # keep_images: give the images that run a second tag, image_tag-previous.
