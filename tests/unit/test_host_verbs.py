@@ -249,7 +249,9 @@ def test_logs_of_some_services(host: FakeHost) -> None:
 
 def test_metrics_that_cannot_be_had_point_to_the_status(host: FakeHost) -> None:
     host.docker("compose exec *", "echo service mlflow is not running >&2; exit 1")
-    assert_error(host.run("metrics"), STATUS_FAILED, "the service mlflow gave no metrics", fix="./stack status")
+    assert_error(
+        host.run("metrics"), STATUS_FAILED, "the service mlflow gave no metrics", fix="./stack status"
+    )
 
 
 def healthy() -> list[str]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,8 @@ BINARIES = Path("/usr/lib/postgresql/17/bin")
 BACKUP_TIMEOUT_SECONDS = 6 * 3600
 ARCHIVE_TIMEOUT_SECONDS = 120
 WAL_NAME_LENGTH = 24
+SEGMENT_BYTES = 16 << 20
+SEGMENTS_PER_LOG = (1 << 32) // SEGMENT_BYTES
 
 
 @dataclass(frozen=True)
@@ -184,9 +188,9 @@ def chain(backups: list[BaseBackup], backup_id: str) -> list[BaseBackup]:
 
 
 def archive(settings: Settings) -> None:
-    """Move complete segments from the receiver's folder into the archive (compressed)."""
+    """Move complete segments and timeline histories from the receiver's folder into the archive."""
     streaming = home(settings) / "streaming"
-    if streaming.is_dir() and any(len(path.name) == WAL_NAME_LENGTH for path in streaming.iterdir()):
+    if streaming.is_dir() and any(path.suffix != ".partial" for path in streaming.iterdir()):
         call(settings, "archive-wal", SERVER)
 
 
@@ -218,21 +222,84 @@ def wal_files(settings: Settings) -> list[Path]:
     )
 
 
-def missing_wal(names: list[str], begin: str, end: str) -> list[str]:
-    """Given the names of archived segments of one timeline, return those missing in [begin, end].
+def lsn_number(lsn: str) -> int:
+    """Return a place in the log as a number of bytes: "1/A000028" is 0x1_0A000028."""
+    high, _, low = lsn.partition("/")
+    return (int(high, 16) << 32) + int(low, 16)
 
-    A name is 8 hexadecimal digits each of timeline, log and segment; a log has 256 segments
-    of 16 MB.
-    """
+
+def segment_number(wal_file: str) -> int:
+    """Return the number of a segment: 8 hexadecimal digits each of timeline, log and segment."""
+    return int(wal_file[8:16], 16) * SEGMENTS_PER_LOG + int(wal_file[16:], 16)
+
+
+def segment_name(timeline: int, number: int) -> str:
+    """Return the name of a segment of a timeline."""
+    return f"{timeline:08X}{number // SEGMENTS_PER_LOG:08X}{number % SEGMENTS_PER_LOG:08X}"
+
+
+def missing_wal(names: Iterable[str], begin: str, end: str) -> list[str]:
+    """Given the names of archived segments, return those missing in [begin, end] of one timeline."""
     have = set(names)
+    wanted = range(segment_number(begin), segment_number(end) + 1)
+    return [
+        name for name in (segment_name(int(begin[:8], 16), number) for number in wanted) if name not in have
+    ]
 
-    def number(name: str) -> int:
-        return int(name[8:16], 16) * 256 + int(name[16:], 16)
 
-    wanted = (
-        f"{begin[:8]}{value // 256:08X}{value % 256:08X}" for value in range(number(begin), number(end) + 1)
+@dataclass(frozen=True)
+class Branch:
+    """A timeline that the present one comes from, and the place where it was left."""
+
+    timeline: int
+    left_at: int
+
+
+def parse_history(text: str) -> list[Branch]:
+    """Return the ancestors in a timeline history file, the oldest first.
+
+    A line is: timeline, place, reason (PostgreSQL's src/backend/access/transam/timeline.c).
+    """
+    found = []
+    for line in text.splitlines():
+        words = line.split("#")[0].split()
+        if words:
+            found.append(Branch(int(words[0]), lsn_number(words[1])))
+    return found
+
+
+def ancestry(settings: Settings) -> list[Branch]:
+    """Return the timelines that lead to the present one, the oldest first, the present one last.
+
+    Each restore and each roll back begins a new timeline; the present one is the newest.
+    """
+    names = [path.name for path in wal_files(settings)]
+    histories = sorted((home(settings) / "wals").glob("*.history"))
+    newest = max(
+        [int(name[:8], 16) for name in names] + [int(path.stem, 16) for path in histories], default=1
     )
-    return [name for name in wanted if name not in have]
+    path = home(settings) / "wals" / f"{newest:08X}.history"
+    ancestors = parse_history(path.read_text(encoding="utf-8")) if path.exists() else []
+    return [*ancestors, Branch(newest, sys.maxsize)]
+
+
+def missing_after(settings: Settings, begin: str) -> list[str]:
+    """Return the segments missing from `begin` to the newest archived one, along the ancestry."""
+    names = [path.name for path in wal_files(settings)]
+    missing = []
+    first = segment_number(begin)
+    for branch in ancestry(settings):
+        if branch.timeline < int(begin[:8], 16):
+            continue
+        own = [segment_number(name) for name in names if int(name[:8], 16) == branch.timeline]
+        # The segment in which a timeline was left is whole on the next one.
+        last = max(own, default=-1) if branch.left_at == sys.maxsize else branch.left_at // SEGMENT_BYTES - 1
+        if last >= first:
+            missing += missing_wal(
+                names, segment_name(branch.timeline, first), segment_name(branch.timeline, last)
+            )
+            first = last + 1
+    return missing
 
 
 def forget_obsolete(settings: Settings) -> list[str]:

@@ -57,7 +57,7 @@ def target_of(manifest: sets.Manifest, set_id: str | None, moment: datetime | No
     if moment:
         return cluster.Target(moment=moment)
     if set_id:
-        return cluster.Target(name=manifest.reference["name"])
+        return cluster.Target(name=manifest.reference["name"], timeline=manifest.reference["timeline"])
     return cluster.Target()
 
 
@@ -82,7 +82,8 @@ def plan(settings: Settings, set_id: str | None, moment: datetime | None, *, rep
         )
     problems = sets.verify(settings, manifest)
     if not set_id:
-        problems += missing_log_after(settings, manifest)
+        gaps = barman.missing_after(settings, manifest.begin_wal)
+        problems += [f"log segment {name}: missing" for name in gaps]
     if problems:
         raise FailedError(
             f"the backup set {manifest.id} is damaged; nothing was changed:\n" + "\n".join(problems),
@@ -127,15 +128,6 @@ def check_version(manifest: sets.Manifest, mlflow: str, product: str) -> None:
                 f"the set {manifest.id} was made by {what} {made}, this is {ours}; nothing was changed",
                 "use the version that made it, or a newer one",
             )
-
-
-def missing_log_after(settings: Settings, manifest: sets.Manifest) -> list[str]:
-    """Return a problem for each gap in the archived log from the set to its newest segment."""
-    names = [path.name for path in barman.wal_files(settings)]
-    own = [name for name in names if name[:8] == manifest.begin_wal[:8]]
-    if not own:
-        return []
-    return [f"log segment {name}: missing" for name in barman.missing_wal(own, manifest.begin_wal, max(own))]
 
 
 def database(settings: Settings, set_id: str, target: cluster.Target) -> dict[str, Any]:
@@ -240,24 +232,13 @@ def roll_back(settings: Settings) -> dict[str, Any]:
     shutil.rmtree(fresh.parent, ignore_errors=True)
     fresh.parent.mkdir()
     note = state.read_json(earlier / KEPT_NOTE) or {"reason": "unknown"}
+    cluster.branch(settings, earlier / "17")
     (earlier / "17").rename(fresh)
     kept = swap(settings, fresh, "roll back")
     shutil.rmtree(earlier)
     barman.put_partial_aside(settings)
     backup.request_full(settings, "after a roll back")
     return {"back": names[-1], "kept": kept, "undone": note["reason"]}
-
-
-def forget_kept(settings: Settings, days: int) -> list[str]:
-    """Delete the kept clusters older than `days` and return their names."""
-    limit = datetime.now(UTC).timestamp() - days * backup.SECONDS_PER_DAY
-    gone = []
-    for name in kept_clusters(settings):
-        moment = datetime.strptime(name, "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
-        if moment.timestamp() < limit:
-            shutil.rmtree(settings.kept / name)
-            gone.append(name)
-    return gone
 
 
 def bring_objects_back(settings: Settings, moment: datetime | None) -> dict[str, Any]:
@@ -271,22 +252,26 @@ def bring_objects_back(settings: Settings, moment: datetime | None) -> dict[str,
     return {"objects": count}
 
 
-def verify(settings: Settings) -> dict[str, Any]:
+def verify(settings: Settings, moment: datetime | None) -> dict[str, Any]:
     """Check the running, restored stack and return what was found.
 
-    Raise FailedError if the database does not answer, or an object that it names is not in
-    the bucket.
+    Objects that the database names and that the backup never had are counted: they were
+    missing before. Raise FailedError if the database does not answer, or if the bucket lacks
+    an object that the backup has.
     """
-    keys = objects.keys(settings)
-    with closing(postgres.connect(settings)) as connection:
-        missing = damage(connection, keys, objects.PREFIX)
-        rows = postgres.fetch_one(connection, "SELECT count(*) FROM runs")[0]
-    if missing:
+    there = objects.keys(settings)
+    lost = sorted(set(objects.locate(settings, moment or datetime.now(UTC))) - there)
+    if lost:
         raise FailedError(
-            "objects that the database names are not in the bucket:\n" + "\n".join(missing[:20]),
-            "docs/backup.md, when a drill fails",
+            f"{len(lost)} objects of the backup are not in the bucket: " + ", ".join(lost[:20]),
+            "./stack logs minio; ./stack restore --replace again",
         )
-    return {"runs": rows, "objects": len(keys)}
+    with closing(postgres.connect(settings)) as connection:
+        missing = damage(connection, there, objects.PREFIX)
+        rows = postgres.fetch_one(connection, "SELECT count(*) FROM runs")[0]
+    for line in missing:
+        print(f"missing already when it was backed up: {line}", flush=True)
+    return {"runs": rows, "objects": len(there), "missing_objects": len(missing)}
 
 
 def damage(connection: psycopg2.extensions.connection, keys: set[str], prefix: str) -> list[str]:
