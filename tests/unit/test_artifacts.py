@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from boto3.exceptions import S3UploadFailedError
 from botocore.exceptions import ClientError
 from mlflow.entities import FileInfo
 from mlflow.exceptions import MlflowException
@@ -16,6 +17,7 @@ from mlflow.store.artifact.artifact_repo import (
 
 from stackserver import artifacts
 from stackserver.artifacts import StackS3ArtifactRepository
+from stackserver.tempspace import StorageFullError
 
 
 class FakeS3:
@@ -39,6 +41,10 @@ class FakeS3:
         ]
         return [{"Contents": found}]
 
+    def upload_file(self, Filename: str, Bucket: str, Key: str, ExtraArgs: dict) -> None:
+        error = ClientError({"Error": {"Code": self.error_code}}, "PutObject")
+        raise S3UploadFailedError(f"Failed to upload {Filename} to {Bucket}/{Key}: {error}")
+
 
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> FakeS3:
@@ -50,6 +56,19 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> FakeS3:
 @pytest.fixture
 def repository() -> StackS3ArtifactRepository:
     return StackS3ArtifactRepository("s3://mlflow/artifacts")
+
+
+def test_a_full_bucket_is_told_from_other_failures(
+    repository: StackS3ArtifactRepository, s3: FakeS3, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("hello")
+    s3.error_code = "XMinioStorageFull"
+    with pytest.raises(StorageFullError):
+        repository.log_artifact(str(path))
+    s3.error_code = "AccessDenied"
+    with pytest.raises(S3UploadFailedError):
+        repository.log_artifact(str(path))
 
 
 def test_nothing_about_it_lets_mlflow_advertise_direct_transfers(

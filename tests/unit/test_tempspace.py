@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from stackserver.tempspace import TempSpaceLayer, is_disk_full, room_bytes, used_bytes
+from stackserver.tempspace import StorageFullError, TempSpaceLayer, disk_full, room_bytes, used_bytes
 
 UPLOAD = "/api/2.0/mlflow-artifacts/artifacts/1/abc/artifacts/model.bin"
 
@@ -98,6 +98,17 @@ def test_a_disk_that_runs_full_on_the_way_is_507_instead_of_500(tmp_path: Path) 
     assert [message["type"] for message in exchange.sent] == ["http.response.start", "http.response.body"]
 
 
+def test_a_full_object_storage_is_507_and_named(tmp_path: Path) -> None:
+    async def filling_the_bucket(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 500, "headers": []})
+        await send({"type": "http.response.body", "body": b"Internal Server Error"})
+        raise RuntimeError("upload failed") from StorageFullError(errno.ENOSPC, "full")
+
+    exchange = Exchange(tmp_path, filling_the_bucket)
+    assert exchange.run() == 507
+    assert "object storage" in json.loads(exchange.sent[1]["body"])["message"]
+
+
 def test_another_error_stays_what_it_was(tmp_path: Path) -> None:
     exchange = Exchange(tmp_path, failing_otherwise)
     with pytest.raises(ValueError, match="a bug"):
@@ -108,8 +119,8 @@ def test_another_error_stays_what_it_was(tmp_path: Path) -> None:
 def test_a_full_disk_is_recognised_behind_other_errors() -> None:
     outer = RuntimeError("download failed")
     outer.__cause__ = OSError(errno.ENOSPC, "full")
-    assert is_disk_full(outer)
-    assert not is_disk_full(OSError(errno.EACCES, "denied"))
+    assert disk_full(outer) is outer.__cause__
+    assert disk_full(OSError(errno.EACCES, "denied")) is None
 
 
 def test_no_room_is_never_negative(tmp_path: Path) -> None:

@@ -1,22 +1,25 @@
 """The artifact repository behind the proxied artifact routes: S3, through this server only.
 
 It takes the place of MLflow's own for the scheme `s3` (an entry point wins over a built-in,
-mlflow/store/artifact/artifact_repository_registry.py of 3.17.2) and differs in three ways:
+mlflow/store/artifact/artifact_repository_registry.py of 3.17.2) and differs in four ways:
 
 - It has none of the Multipart and Presigned mixins. MLflow would otherwise advertise
   presigned transfers to the internal endpoint, which clients cannot reach: downloads hang
   for minutes, and `.gz` files come back decompressed.
 - A missing object is RESOURCE_DOES_NOT_EXIST (404) instead of a 500, which clients
   retry for four minutes.
+- A bucket without room is a StorageFullError (507, said by tempspace.py) instead of a 500.
 - Its client has short timeouts and follows rotated credentials.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import posixpath
 from typing import Any
 
+from boto3.exceptions import S3UploadFailedError
 from botocore.client import BaseClient
 from botocore.exceptions import ClientError
 from mlflow.environment_variables import MLFLOW_S3_ENDPOINT_URL
@@ -26,6 +29,10 @@ from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
 
 from stackserver.storage import s3_client
+from stackserver.tempspace import StorageFullError
+
+STORAGE_FULL = "XMinioStorageFull"
+"""The code of MinIO's answer to an upload for which its drive has no room."""
 
 
 class StackS3ArtifactRepository(ArtifactRepository):
@@ -86,6 +93,14 @@ class _FastFailingS3(S3ArtifactRepository):
 
     def _get_s3_client(self) -> BaseClient:
         return s3_client(MLFLOW_S3_ENDPOINT_URL.get())
+
+    def _upload_file(self, *arguments: Any, **keywords: Any) -> None:
+        try:
+            super()._upload_file(*arguments, **keywords)
+        except (ClientError, S3UploadFailedError) as error:
+            if STORAGE_FULL in str(error):  # boto3 wraps the answer and keeps only its text
+                raise StorageFullError(errno.ENOSPC, "the object storage is full") from error
+            raise
 
     def _download_file(self, remote_file_path: str, local_path: str) -> None:
         try:

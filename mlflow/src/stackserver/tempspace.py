@@ -17,10 +17,18 @@ from typing import Any
 
 ARTIFACT_ROUTE = "/mlflow-artifacts/artifacts/"
 DRAIN_LIMIT_BYTES = 64 << 30
+STORAGE_FULL = (
+    "The object storage has no room for this artifact; nothing was stored. Runs and metrics are not "
+    "concerned. An operator can free disk space, or delete artifacts."
+)
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 App = Callable[[dict[str, Any], Receive, Send], Awaitable[None]]
+
+
+class StorageFullError(OSError):
+    """The object storage has no room for an upload (artifacts.py raises it)."""
 
 
 def used_bytes(folder: Path) -> int:
@@ -63,7 +71,7 @@ class TempSpaceLayer:
         wanted = _content_length(scope) if scope["method"] == "PUT" else 1
         if wanted > room:
             await _drain(receive)
-            await _refuse(send, wanted, room)
+            await _refuse(send, _no_room(wanted, room))
             return
 
         # MLflow answers a full disk with a bare 500 and then raises: the 500 is held back
@@ -79,9 +87,12 @@ class TempSpaceLayer:
         try:
             await self._app(scope, receive, watched_send)
         except Exception as error:
-            if held and is_disk_full(error):
+            full = disk_full(error)
+            if held and full:
                 await _drain(receive)
-                await _refuse(send, wanted, 0)
+                await _refuse(
+                    send, STORAGE_FULL if isinstance(full, StorageFullError) else _no_room(wanted, 0)
+                )
                 return
             for message in held:
                 await send(message)
@@ -90,13 +101,13 @@ class TempSpaceLayer:
             await send(message)
 
 
-def is_disk_full(error: BaseException | None) -> bool:
-    """Return whether an error, or one that it came from, says that the disk is full."""
+def disk_full(error: BaseException | None) -> OSError | None:
+    """Return the error, or the one among those that it came from, that says that a disk is full."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            return True
+            return error
         error = error.__cause__ or error.__context__
-    return False
+    return None
 
 
 def _content_length(scope: dict[str, Any]) -> int:
@@ -116,17 +127,16 @@ async def _drain(receive: Receive) -> None:
             return
 
 
-async def _refuse(send: Send, wanted: int, room: int) -> None:
-    body = json.dumps(
-        {
-            "error_code": "INSUFFICIENT_STORAGE",
-            "message": (
-                f"The server's temporary volume has no room for this transfer of {wanted} bytes "
-                f"({room} bytes left). Try again when other transfers are done; an operator can raise "
-                "MLFLOW_TMP_LIMIT or free disk space."
-            ),
-        }
-    ).encode()
+def _no_room(wanted: int, room: int) -> str:
+    return (
+        f"The server's temporary volume has no room for this transfer of {wanted} bytes "
+        f"({room} bytes left). Try again when other transfers are done; an operator can raise "
+        "MLFLOW_TMP_LIMIT or free disk space."
+    )
+
+
+async def _refuse(send: Send, message: str) -> None:
+    body = json.dumps({"error_code": "INSUFFICIENT_STORAGE", "message": message}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 507, "headers": headers})
     await send({"type": "http.response.body", "body": body})

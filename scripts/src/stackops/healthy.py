@@ -4,11 +4,13 @@ Run by the system's Python without site packages: it starts in 20 ms.
 """
 
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
 
 STALE_SECONDS = 180
+ROOM_NEEDED_BYTES = 16 << 20  # as in state.py
 
 
 def scheduler_lives():
@@ -35,6 +37,9 @@ def problems_of_backup():
             problems.append(f"{part}: {value['error']}")
         elif time.time() - value["at"] > STALE_SECONDS and part == "log":
             problems.append(f"{part}: nothing since {time.time() - value['at']:.0f} s")
+    free = shutil.disk_usage("/backups").free
+    if free < ROOM_NEEDED_BYTES:
+        problems.append(f"the backup volume is full: {free >> 20} MB left")
     return problems
 
 

@@ -13,8 +13,6 @@ from prometheus_client.registry import Collector
 from stackops import state
 from stackops.settings import Settings
 
-LOOPS = ("log", "objects")
-
 
 def next_run(schedule: str, now: datetime) -> datetime | None:
     """Return when a schedule fires next, in the time zone of `now`; None for one that is off."""
@@ -64,9 +62,8 @@ class StateCollector(Collector):
         )
         lag = GaugeMetricFamily("stack_backup_lag_bytes", "Log written and not yet in the backup volume")
         kept = GaugeMetricFamily("stack_backup_kept_log_bytes", "Log that PostgreSQL keeps for the backup")
-        for part in LOOPS:
-            value = state.read_json(self._settings.backups / "state" / f"{part}.json")
-            if value is None:
+        for part, value in state.continuous(self._settings.backups).items():
+            if "at" not in value:  # not begun
                 continue
             ok.add_metric([part], float(value["ok"]))
             if value.get("last_success"):

@@ -54,10 +54,13 @@ def connect(settings: Settings, database: str = DATABASE, **more: Any) -> Connec
 
 
 def fetch_one(connection: Connection, statement: str | sql.Composable, values: tuple = ()) -> tuple:
-    """Return the first row that a statement gives."""
-    with connection.cursor() as cursor:
-        cursor.execute(statement, values)
-        return cursor.fetchone()
+    """Return the first row that a statement gives. Raise FailedError if the database goes away."""
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(statement, values)
+            return cursor.fetchone()
+    except psycopg2.OperationalError as error:
+        raise FailedError(f"the database failed: {str(error).strip()}", "./stack status") from error
 
 
 @contextmanager

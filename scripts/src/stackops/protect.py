@@ -26,6 +26,7 @@ WAL_INTERVAL_SECONDS = 2
 OBJECTS_INTERVAL_SECONDS = 20
 BASE_INTERVAL_SECONDS = 30
 METRICS_PORT = 9100
+GAP = "the log has a gap: the receiver was away for too long"
 
 
 class Receiver:
@@ -36,11 +37,16 @@ class Receiver:
         self._process: subprocess.Popen | None = None
 
     def ensure(self) -> None:
-        """Start it if it does not run."""
-        if self._process is None or self._process.poll() is not None:
+        """Start it if it does not run. Raise FailedError, once, if it had ended by itself."""
+        ended = None if self._process is None else self._process.poll()
+        if self._process is None or ended is not None:
             self._process = subprocess.Popen(
                 barman.words(self._settings, "receive-wal", barman.SERVER),
                 env=barman.environment(self._settings),
+            )
+        if ended is not None:
+            raise FailedError(
+                f"the log's receiver ended with status {ended} and was started again", "./stack logs backup"
             )
 
     def stop(self) -> None:
@@ -71,9 +77,11 @@ def ensure_slot(settings: Settings) -> dict[str, Any]:
         )
         row = postgres.fetch_one(connection, query, (postgres.SLOT,))
         if row and row[1] == "lost":
-            postgres.fetch_one(connection, "SELECT pg_drop_replication_slot(%s)", (postgres.SLOT,))
+            # The slot goes last: where one of these fails (no room), all are done at the next turn.
+            print(f"log: {GAP}; a full set is made at once", flush=True)
+            backup.request_full(settings, GAP)
             barman.put_partial_aside(settings)
-            backup.request_full(settings, "the log has a gap: the receiver was away for too long")
+            postgres.fetch_one(connection, "SELECT pg_drop_replication_slot(%s)", (postgres.SLOT,))
             row = None
         if row is None:
             statement = "SELECT pg_create_physical_replication_slot(%s, true)"
@@ -85,8 +93,10 @@ def ensure_slot(settings: Settings) -> dict[str, Any]:
 def follow_log(settings: Settings, receiver: Receiver) -> dict[str, Any]:
     """One turn of the log's loop: receiver, slot, archive. Return what the slot says."""
     facts = ensure_slot(settings)
-    receiver.ensure()
-    barman.archive(settings)
+    try:
+        receiver.ensure()
+    finally:
+        barman.archive(settings)
     return facts
 
 
@@ -114,12 +124,16 @@ def copy_objects(settings: Settings) -> dict[str, Any]:
 def _turn(settings: Settings, name: str, action: Callable[[], dict[str, Any]], known: str) -> str:
     """Do one turn, keep its state, and return its error ("" if it was well); say only what is new."""
     path = settings.backups / "state" / f"{name}.json"
+    facts: dict[str, Any] = {}
+    error = ""
     try:
-        facts, error = action(), ""
+        facts = action()
     except (OperationError, OSError) as failure:
-        facts, error = {}, str(failure)
+        error = str(failure)
         if isinstance(failure, OperationError):
             error += f" (fix: {failure.fix})"
+    if state.no_room(settings.backups):  # without the number: said once
+        error = f"the backup volume is full (fix: {state.FULL_FIX})"
     if error != known:
         print(f"{name}: {error or 'well again'}", flush=True)
     now = time.time()
@@ -128,8 +142,9 @@ def _turn(settings: Settings, name: str, action: Callable[[], dict[str, Any]], k
     value["last_success"] = before.get("last_success") if error else now
     try:
         state.write_json(path, value)
-    except OSError as failure:  # the volume is full: nothing else may stop because of that
-        print(f"{name}: the state cannot be written: {failure}", flush=True)
+    except OSError as failure:  # nothing else may stop because of that; `status` sees a full volume
+        if not state.no_room(settings.backups):
+            print(f"{name}: the state cannot be written: {failure}", flush=True)
     return error
 
 

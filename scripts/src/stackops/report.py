@@ -53,11 +53,7 @@ def status(settings: Settings) -> dict[str, Any]:
         if result and not result.ok:
             problems.append(f"job {job}: {result.message}")
     parts = {}
-    for part in metrics.LOOPS:
-        value = state.read_json(settings.backups / "state" / f"{part}.json") or {
-            "ok": False,
-            "error": "not begun",
-        }
+    for part, value in state.continuous(settings.backups).items():
         parts[part] = value
         if not value["ok"]:
             problems.append(f"continuous backup, {part}: {value['error']}")

@@ -6,6 +6,8 @@ import fcntl
 import json
 import os
 import secrets
+import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +15,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stackops.errors import BusyError, OperationError
+from stackops.errors import BusyError, FailedError, OperationError
+
+LOOPS = ("log", "objects")
+"""The parts of the continuous backup, each with a state file."""
+ROOM_NEEDED_BYTES = 16 << 20
+"""A segment of the log: with less room the receiver cannot begin the next one."""
+STALE_SECONDS = 180
+"""Older news of the log's loop, which turns every two seconds, are no news."""
+FULL_FIX = "make room on its disk, or set a lower BACKUP_KEEP_DAYS; the backup goes on by itself"
 
 
 @dataclass
@@ -33,11 +43,15 @@ def write_json(path: Path, value: Any) -> None:
     """Write a JSON file in one step: a reader sees the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(value, file, indent=1, sort_keys=True)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def read_json(path: Path) -> Any | None:
@@ -46,6 +60,34 @@ def read_json(path: Path) -> Any | None:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+
+
+def no_room(backups: Path) -> str:
+    """Return what is wrong if the backup volume is full, or ""."""
+    free = shutil.disk_usage(backups).free
+    return f"the backup volume is full: {free >> 20} MB left" if free < ROOM_NEEDED_BYTES else ""
+
+
+def continuous(backups: Path) -> dict[str, dict[str, Any]]:
+    """Return the state of each part of the continuous backup.
+
+    What a full volume kept from being written down, and a loop that does not turn, count too.
+    """
+    found = {}
+    full = no_room(backups)
+    for part in LOOPS:
+        value = read_json(backups / "state" / f"{part}.json")
+        if value is None:
+            value = {"ok": False, "error": "not begun"}
+        elif full:
+            value = value | {"ok": False, "error": f"{full} (fix: {FULL_FIX})"}
+        elif part == "log" and value["ok"] and time.time() - value["at"] > STALE_SECONDS:
+            value = value | {
+                "ok": False,
+                "error": f"nothing since {time.time() - value['at']:.0f} s (fix: ./stack logs backup)",
+            }
+        found[part] = value
+    return found
 
 
 def results(backups: Path) -> dict[str, JobResult]:
@@ -84,13 +126,24 @@ def record(backups: Path, job: str, action: Callable[[], dict[str, Any]]) -> dic
         try:
             result.facts = action()
             result.ok, result.message, result.last_success = True, "", time.time()
+        except (OperationError, OSError) as error:
+            # What a full volume breaks has many messages; this one says what to do.
+            full = no_room(backups)
+            shown = FailedError(full, FULL_FIX) if full else error
+            result.message = str(shown)
+            result.facts = getattr(error, "facts", {})
+            if isinstance(shown, OperationError):
+                result.message += f" (fix: {shown.fix})"
+            if shown is error:
+                raise
+            raise shown from error
         except BaseException as error:
             result.message = str(error) or type(error).__name__
-            result.facts = getattr(error, "facts", {})
-            if isinstance(error, OperationError):
-                result.message += f" (fix: {error.fix})"
             raise
         finally:
             result.seconds = time.time() - started
-            write_json(path, asdict(result))
+            try:
+                write_json(path, asdict(result))
+            except OSError as failure:  # the action's own error says more
+                print(f"{job}: the result cannot be written: {failure}", file=sys.stderr, flush=True)
         return result.facts
