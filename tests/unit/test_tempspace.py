@@ -99,7 +99,8 @@ def test_a_disk_that_runs_full_on_the_way_is_507_instead_of_500(tmp_path: Path) 
 
 
 def test_a_full_object_storage_is_507_and_named(tmp_path: Path) -> None:
-    async def filling_the_bucket(_scope: Any, _receive: Any, send: Any) -> None:
+    async def filling_the_bucket(_scope: Any, receive: Any, send: Any) -> None:
+        await receive()  # to the end: another receive() would wait for ever
         await send({"type": "http.response.start", "status": 500, "headers": []})
         await send({"type": "http.response.body", "body": b"Internal Server Error"})
         raise RuntimeError("upload failed") from StorageFullError(errno.ENOSPC, "full")

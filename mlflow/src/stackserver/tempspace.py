@@ -74,9 +74,20 @@ class TempSpaceLayer:
             await _refuse(send, _no_room(wanted, room))
             return
 
+        await self._watch(scope, receive, send, wanted)
+
+    async def _watch(self, scope: dict[str, Any], receive: Receive, send: Send, wanted: int) -> None:
+        """Pass a transfer on, and answer 507 where a disk runs full meanwhile."""
         # MLflow answers a full disk with a bare 500 and then raises: the 500 is held back
         # until it is known why.
         held: list[dict[str, Any]] = []
+        read_whole = False
+
+        async def watched_receive() -> dict[str, Any]:
+            nonlocal read_whole
+            message = await receive()
+            read_whole = read_whole or not message.get("more_body")
+            return message
 
         async def watched_send(message: dict[str, Any]) -> None:
             if held or (message["type"] == "http.response.start" and message["status"] == 500):
@@ -85,11 +96,12 @@ class TempSpaceLayer:
                 await send(message)
 
         try:
-            await self._app(scope, receive, watched_send)
+            await self._app(scope, watched_receive, watched_send)
         except Exception as error:
             full = disk_full(error)
             if held and full:
-                await _drain(receive)
+                if not read_whole:  # after the last part, receive() waits for the client to hang up
+                    await _drain(receive)
                 await _refuse(
                     send, STORAGE_FULL if isinstance(full, StorageFullError) else _no_room(wanted, 0)
                 )

@@ -19,7 +19,7 @@ import stackops
 from stackops import barman, objects, postgres, sets
 from stackops.errors import FailedError, OperationError
 from stackops.settings import Settings
-from stackops.state import read_json, write_json
+from stackops.state import FULL_FIX, no_room, read_json, write_json
 
 SECONDS_PER_DAY = 86400
 
@@ -70,6 +70,9 @@ def check_identity(settings: Settings, found: str) -> None:
 def run(settings: Settings, *, full: bool = False, label: str = "") -> dict[str, Any]:
     """Make a set and return its facts. Raise OperationError if it cannot be made."""
     started = time.time()
+    full_volume = no_room(settings.backups)
+    if full_volume:
+        raise FailedError(full_volume, FULL_FIX)
     with postgres.maintenance_lock(settings):
         check_identity(settings, postgres.system_identifier(settings))
         # The log must arrive: a base backup is worth nothing without it.
