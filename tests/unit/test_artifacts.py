@@ -58,12 +58,13 @@ def repository() -> StackS3ArtifactRepository:
     return StackS3ArtifactRepository("s3://mlflow/artifacts")
 
 
+@pytest.mark.parametrize("words", ["XMinioStorageFull", "cause(no space left on device)"])
 def test_a_full_bucket_is_told_from_other_failures(
-    repository: StackS3ArtifactRepository, s3: FakeS3, tmp_path: Path
+    repository: StackS3ArtifactRepository, s3: FakeS3, tmp_path: Path, words: str
 ) -> None:
     path = tmp_path / "a.txt"
     path.write_text("hello")
-    s3.error_code = "XMinioStorageFull"
+    s3.error_code = words
     with pytest.raises(StorageFullError):
         repository.log_artifact(str(path))
     s3.error_code = "AccessDenied"

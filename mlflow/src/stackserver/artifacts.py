@@ -31,8 +31,8 @@ from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
 from stackserver.storage import s3_client
 from stackserver.tempspace import StorageFullError
 
-STORAGE_FULL = "XMinioStorageFull"
-"""The code of MinIO's answer to an upload for which its drive has no room."""
+STORAGE_FULL = ("XMinioStorageFull", "no space left on device")
+"""What MinIO answers to an upload for which its drive has no room, before and while it writes."""
 
 
 class StackS3ArtifactRepository(ArtifactRepository):
@@ -98,7 +98,9 @@ class _FastFailingS3(S3ArtifactRepository):
         try:
             super()._upload_file(*arguments, **keywords)
         except (ClientError, S3UploadFailedError) as error:
-            if STORAGE_FULL in str(error):  # boto3 wraps the answer and keeps only its text
+            if any(
+                words in str(error) for words in STORAGE_FULL
+            ):  # boto3 wraps the answer and keeps only its text
                 raise StorageFullError(errno.ENOSPC, "the object storage is full") from error
             raise
 
