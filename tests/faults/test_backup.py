@@ -22,12 +22,11 @@ SECONDS_LOST_AT_MOST = 5
 def protected(stack: Stack, make_stack: Callable[..., Stack]) -> Iterator[Stack]:
     """A stack of its own with a first backup set, and MLflow's client logged in to it."""
     protected = make_stack("backup")
-    protected.image_tag = stack.image_tag
     protected.verb("up", "--yes")
     poll(lambda: sets(protected), seconds=120, what="the first set is made by itself")
     with protected.logged_in():
         yield protected
-    protected.remove()
+    protected.compose("down", "--volumes")
 
 
 def sets(stack: Stack) -> list[dict]:

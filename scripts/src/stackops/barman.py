@@ -279,7 +279,14 @@ def ancestry(settings: Settings) -> list[Branch]:
         [int(name[:8], 16) for name in names] + [int(path.stem, 16) for path in histories], default=1
     )
     path = home(settings) / "wals" / f"{newest:08X}.history"
-    ancestors = parse_history(path.read_text(encoding="utf-8")) if path.exists() else []
+    ancestors = []
+    if path.exists():  # compressed like everything in the archive
+        text = command.run(
+            ["zstd", "--decompress", "--force", "--stdout", "--quiet", path],
+            fix="./stack backup verify",
+            timeout_seconds=60,
+        )
+        ancestors = parse_history(text)
     return [*ancestors, Branch(newest, sys.maxsize)]
 
 

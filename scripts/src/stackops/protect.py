@@ -18,13 +18,13 @@ from typing import Any
 
 from prometheus_client import start_http_server
 
-from stackops import backup, barman, metrics, objects, postgres, state
+from stackops import backup, barman, metrics, objects, postgres, sets, state
 from stackops.errors import FailedError, OperationError
 from stackops.settings import Settings
 
 WAL_INTERVAL_SECONDS = 2
 OBJECTS_INTERVAL_SECONDS = 20
-BASE_INTERVAL_SECONDS = 30
+BASE_INTERVAL_SECONDS = 5
 METRICS_PORT = 9100
 
 
@@ -99,7 +99,7 @@ def first_base_backup(settings: Settings) -> dict[str, Any]:
     if not log or not log["ok"]:
         return {}
     wanted = backup.requested_full(settings)
-    if wanted is None and any(base.full and base.done for base in barman.catalogue(settings)):
+    if wanted is None and sets.complete(settings):
         return {}
     return state.record(settings.backups, "backup", lambda: backup.run(settings, label=wanted or "first"))
 
