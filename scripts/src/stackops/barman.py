@@ -7,7 +7,9 @@ pg_basebackup (incremental to the newest full one); the log comes by pg_receivew
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ BINARIES = Path("/usr/lib/postgresql/17/bin")
 BACKUP_TIMEOUT_SECONDS = 6 * 3600
 ARCHIVE_TIMEOUT_SECONDS = 120
 WAL_NAME_LENGTH = 24
+CONFIGURATION = Path("/tmp/barman.conf")
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,9 @@ def configure(settings: Settings) -> Path:
     """Write barman's configuration and return its path."""
     locks = settings.backups / "barman" / ".locks"
     locks.mkdir(parents=True, exist_ok=True)
-    path = Path("/tmp/barman.conf")
+    path = CONFIGURATION
     connection = f"host={settings.database_host} user={postgres.ROLE} connect_timeout=5"
-    path.write_text(
-        f"""[barman]
+    text = f"""[barman]
 barman_user = postgres
 barman_home = {settings.backups / "barman"}
 barman_lock_directory = {locks}
@@ -73,9 +75,12 @@ compression = zstd
 retention_policy = RECOVERY WINDOW OF {settings.keep_days} DAYS
 minimum_redundancy = {settings.keep_count}
 path_prefix = {BINARIES}
-""",
-        encoding="utf-8",
-    )
+"""
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        # In one step: another thread's barman may be reading it.
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
     return path
 
 

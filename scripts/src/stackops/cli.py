@@ -12,7 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from stackops import backup, drill, objects, offsite, protect, report, restore, schedule, secrets, sets, state
+import psycopg2
+
+from stackops import backup, drill, offsite, protect, report, restore, schedule, secrets, sets, state
 from stackops.errors import BusyError, FailedError, OperationError
 from stackops.settings import Settings, read_settings
 
@@ -141,8 +143,7 @@ def _backup(settings: Settings, arguments: argparse.Namespace) -> None:
     elif action == "fetch":
         facts = offsite.fetch(settings)
     elif action == "copy-objects":
-        objects.copy(settings)
-        facts = {}
+        facts = protect.copy_objects(settings)
     else:
         found = report.sets(settings) if action == "list" else report.status(settings)
         print(json.dumps(found) if arguments.json else "\n".join(report.lines(action, found)))
@@ -163,12 +164,14 @@ def _restore(settings: Settings, arguments: argparse.Namespace) -> None:
         if action == "plan":
             facts = asdict(restore.plan(settings, arguments.set, moment, replace=arguments.replace))
         elif action == "database":
+            if not arguments.set:
+                raise OperationError("no set is named", "name the one that `restore plan` chose: --set")
             manifest = sets.read(settings, arguments.set)
             named = arguments.set if arguments.own_moment else None
             facts = restore.database(settings, manifest.id, restore.target_of(manifest, named, moment))
         else:
             if arguments.set:
-                moment = sets.read(settings, arguments.set).moment
+                moment = sets.read(settings, arguments.set).objects_moment
             facts = restore.bring_objects_back(settings, moment or datetime.now(UTC))
     _print(facts, as_json=arguments.json)
 
@@ -204,6 +207,15 @@ def main() -> None:
             status = STATUS_BUSY
         elif isinstance(error, FailedError):
             status = STATUS_FAILED
-        head = "REFUSED" if status == STATUS_REFUSED else "error"
-        print(f"{head}: {error}\nfix: {error.fix}", file=sys.stderr)
+        _say("REFUSED" if status == STATUS_REFUSED else "error", str(error), error.fix)
         raise SystemExit(status) from None
+    except (OSError, psycopg2.OperationalError) as error:
+        if arguments.debug:
+            raise
+        fix = "has the volume room? is the database up? ./stack status; --debug shows where it was"
+        _say("error", str(error).strip(), fix)
+        raise SystemExit(STATUS_FAILED) from None
+
+
+def _say(head: str, what: str, fix: str) -> None:
+    print(f"{head}: {what}\nfix: {fix}", file=sys.stderr)

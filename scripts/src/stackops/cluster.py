@@ -42,7 +42,12 @@ class Target:
     def settings(self) -> list[str]:
         """Return the lines of postgresql.auto.conf."""
         if self.name:
-            return [f"recovery_target_name = '{self.name}'", "recovery_target_action = 'promote'"]
+            return [
+                f"recovery_target_name = '{self.name}'",
+                "recovery_target_action = 'promote'",
+                # The base backup's own: a later restore to before it began another timeline.
+                "recovery_target_timeline = 'current'",
+            ]
         if self.moment:
             return [
                 f"recovery_target_time = '{self.moment.isoformat()}'",

@@ -40,7 +40,7 @@ def run(
     except subprocess.TimeoutExpired as error:
         raise FailedError(f"{name} took longer than {timeout_seconds:.0f} s", fix) from error
     if done.returncode not in good:
-        said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        said = [line for line in f"{done.stdout}\n{done.stderr}".splitlines() if line.strip()]
         raise FailedError(
             f"{name} failed with status {done.returncode}: " + "\n".join(said[-LAST_LINES:]), fix
         )

@@ -67,7 +67,7 @@ def _restore_and_use(
 ) -> tuple[dict[str, Any], list[str]]:
     folder = work / "17"
     cluster.lay_out(settings, manifest, folder, cluster.Target(name=manifest.reference["name"]))
-    objects.lay_out(settings, manifest.moment, work / "objects")
+    objects.lay_out(settings, manifest.objects_moment, work / "objects")
     expected = objects.read_inventory(sets.folder(settings, manifest.id) / sets.INVENTORY)
     problems = [
         f"object {key}: missing or of another size in the backup"

@@ -7,6 +7,7 @@ beside the present one and takes its place by a rename; the present one is kept.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from contextlib import closing
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from stackops.errors import FailedError, OperationError
 from stackops.settings import Settings
 
 KEPT_NOTE = "note.json"
+KEPT_STAMP = "%Y%m%dT%H%M%S.%f"
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,11 @@ def parse_moment(text: str) -> datetime:
     """
     try:
         moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
-    except ValueError as error:
+        return moment if moment.tzinfo else moment.astimezone()
+    except (ValueError, OverflowError) as error:
         raise OperationError(
             f"'{text}' is no moment: {error}", "write it as '2026-11-21 14:03:07' (time zone: TZ in .env)"
         ) from error
-    return moment if moment.tzinfo else moment.astimezone()
 
 
 def target_of(manifest: sets.Manifest, set_id: str | None, moment: datetime | None) -> cluster.Target:
@@ -116,7 +118,8 @@ def check_version(manifest: sets.Manifest, mlflow: str, product: str) -> None:
     """Raise OperationError if a set was made by a newer MLflow or a newer version of the stack."""
 
     def numbers(text: str) -> list[int]:
-        return [int(part) for part in text.split(".")[:3] if part.isdecimal()]
+        found = [re.match(r"[0-9]*", part)[0] for part in f"{text}...".split(".")[:3]]
+        return [int(part or 0) for part in found]
 
     for what, made, ours in (
         ("MLflow", manifest.mlflow_version, mlflow),
@@ -176,7 +179,7 @@ def swap(settings: Settings, fresh: Path, reason: str) -> str | None:
 
     postgres/start.sh refuses to start while the place is empty and something is kept.
     """
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+    stamp = datetime.now(UTC).strftime(KEPT_STAMP)
     kept = settings.kept / stamp
     present = settings.database_folder
     there = present.exists()
@@ -191,7 +194,8 @@ def swap(settings: Settings, fresh: Path, reason: str) -> str | None:
 
 def kept_clusters(settings: Settings) -> list[str]:
     """Return the names of the clusters that are kept, the oldest first."""
-    return sorted(path.name for path in settings.kept.iterdir()) if settings.kept.is_dir() else []
+    name = settings.database_folder.name
+    return sorted(path.parent.name for path in settings.kept.glob(f"*/{name}"))
 
 
 def roll_back(settings: Settings) -> dict[str, Any]:
@@ -204,13 +208,8 @@ def roll_back(settings: Settings) -> dict[str, Any]:
         raise OperationError(
             "no earlier database is kept", "./stack backup list; ./stack restore --to a moment"
         )
-    earlier = settings.kept / names[-1]
-    fresh = settings.data / "restoring" / "17"
-    shutil.rmtree(fresh.parent, ignore_errors=True)
-    fresh.parent.mkdir()
-    (earlier / "17").rename(fresh)
-    kept = swap(settings, fresh, "roll back")
-    shutil.rmtree(earlier)
+    # Straight from where it is kept: wherever this is interrupted, both are kept or in place.
+    kept = swap(settings, settings.kept / names[-1] / settings.database_folder.name, "roll back")
     barman.put_partial_aside(settings)
     backup.request_full(settings, "after a roll back")
     return {"back": names[-1], "kept": kept}
@@ -221,7 +220,10 @@ def forget_kept(settings: Settings, days: int) -> list[str]:
     limit = datetime.now(UTC).timestamp() - days * 86400
     gone = []
     for name in kept_clusters(settings):
-        moment = datetime.strptime(name, "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
+        try:
+            moment = datetime.strptime(name, KEPT_STAMP).replace(tzinfo=UTC)
+        except ValueError:  # somebody else's
+            continue
         if moment.timestamp() < limit:
             shutil.rmtree(settings.kept / name)
             gone.append(name)
