@@ -150,12 +150,13 @@ def forget(settings: Settings) -> list[str]:
     """Delete what no restore inside the window needs and return the ids of the sets that went."""
     barman.forget_obsolete(settings)
     backups = [backup for backup in barman.catalogue(settings) if backup.done]
+    if not backups:
+        return []  # a catalogue that lists nothing is no reason to delete everything else
     gone = sets.forget(settings, {backup.id for backup in backups})
-    if backups:
-        # An object that was replaced before the oldest base backup ended belongs to no moment
-        # that can be restored.
-        oldest = datetime.fromtimestamp(backups[0].end_time, UTC)
-        objects.forget_history(settings, oldest - timedelta(hours=1))
+    # An object that was replaced before the oldest base backup ended belongs to no moment
+    # that can be restored.
+    oldest = datetime.fromtimestamp(backups[0].end_time, UTC)
+    objects.forget_history(settings, oldest - timedelta(hours=1))
     return gone
 
 
