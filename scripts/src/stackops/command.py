@@ -25,7 +25,6 @@ def run(
     Raise FailedError, with the last lines that it said and `fix`, if its exit status is not
     `good` or it takes longer than `timeout_seconds`.
     """
-    # An option says little and may be followed by anything.
     name = " ".join(
         [Path(words[0]).name, *(str(word) for word in words[1:2] if not str(word).startswith("-"))]
     )
