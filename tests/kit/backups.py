@@ -11,7 +11,7 @@ from typing import Any
 from stackops import barman, objects, sets
 from stackops.settings import JOBS, Settings
 
-EPOCH = datetime(2026, 11, 21, 8, 0, tzinfo=UTC)
+EPOCH = datetime(2025, 11, 21, 8, 0, tzinfo=UTC)
 
 
 def settings_in(folder: Path, **more: Any) -> Settings:

@@ -258,8 +258,8 @@ def test_history_is_kept_as_long_as_the_oldest_base_backup_can_need_it(
     assert backup.forget(settings) == [made[0].id]
     assert sets.complete(settings) == [made[1]]
     assert [path.name[:13] for path in sorted(objects.history(settings).iterdir())] == [
-        "20261122T0730",
-        "20261122T0900",
+        "20251122T0730",
+        "20251122T0900",
     ]
 
 

@@ -190,9 +190,12 @@ def inventory(settings: Settings, known: dict[str, StoredObject]) -> list[Stored
 
 def write_inventory(path: Path, objects: list[StoredObject]) -> None:
     """Write an inventory: gzip, a JSON object per line."""
-    with gzip.open(path, "wt", encoding="utf-8") as file:
-        for stored in objects:
-            file.write(json.dumps(asdict(stored)) + "\n")
+    with path.open("wb") as file:
+        with gzip.open(file, "wt", encoding="utf-8") as text:
+            for stored in objects:
+                text.write(json.dumps(asdict(stored)) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_inventory(path: Path) -> dict[str, StoredObject]:
@@ -200,6 +203,8 @@ def read_inventory(path: Path) -> dict[str, StoredObject]:
     try:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             objects = [StoredObject(**json.loads(line)) for line in file]
+        if not path.stat().st_size:  # gzip takes that for the end of a file
+            raise EOFError("it is empty")
     except (OSError, EOFError, ValueError, TypeError, zlib.error) as error:
         raise FailedError(f"{path.name} cannot be read: {error}", "./stack backup list") from error
     return {stored.key: stored for stored in objects}

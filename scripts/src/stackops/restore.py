@@ -84,7 +84,7 @@ def plan(settings: Settings, set_id: str | None, moment: datetime | None, *, rep
         )
     problems = sets.verify(settings, manifest)
     if not set_id:
-        problems += missing_log_after(settings, manifest)
+        problems += missing_log_after(settings, manifest, moment)
     if problems:
         raise FailedError(
             f"the backup set {manifest.id} is damaged; nothing was changed:\n" + "\n".join(problems),
@@ -132,13 +132,23 @@ def check_version(manifest: sets.Manifest, mlflow: str, product: str) -> None:
             )
 
 
-def missing_log_after(settings: Settings, manifest: sets.Manifest) -> list[str]:
-    """Return a problem for each gap in the archived log from the set to its newest segment."""
-    names = [path.name for path in barman.wal_files(settings)]
-    own = [name for name in names if name[:8] == manifest.begin_wal[:8]]
+def missing_log_after(
+    settings: Settings, manifest: sets.Manifest, moment: datetime | None = None
+) -> list[str]:
+    """Return a problem for each gap in the archived log from the set to its newest segment.
+
+    A gap after `moment` is none: the segment before it was written to its end after that.
+    """
+    timeline = manifest.begin_wal[:8]
+    own = {path.name: path for path in barman.wal_files(settings) if path.name[:8] == timeline}
     if not own:
         return []
-    return [f"log segment {name}: missing" for name in barman.missing_wal(own, manifest.begin_wal, max(own))]
+    missing = barman.missing_wal(list(own), manifest.begin_wal, max(own))
+    if moment and missing:
+        before = [name for name in own if manifest.begin_wal <= name < missing[0]]
+        if before and own[max(before)].stat().st_mtime >= moment.timestamp():
+            return []
+    return [f"log segment {name}: missing" for name in missing]
 
 
 def database(settings: Settings, set_id: str, target: cluster.Target) -> dict[str, Any]:
