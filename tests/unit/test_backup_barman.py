@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -121,6 +123,35 @@ def test_the_receivers_folder_is_emptied_into_one_aside(settings: Settings, prog
         assert [path.name for path in aside.iterdir()] == [f"{wal_name(number)}.partial"]
 
 
+def ended(settings: Settings, name: str, hours: float, folder: str = "") -> None:
+    """Put a segment whose last byte came `hours` after EPOCH."""
+    path = (
+        settings.backups / "barman" / folder if folder else barman.home(settings) / "wals" / name[:16]
+    ) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    moment = (EPOCH + timedelta(hours=hours)).timestamp()
+    os.utime(path, (moment, moment))
+
+
+def test_the_timeline_of_a_moment_is_that_of_the_segment_that_was_written_then(settings: Settings) -> None:
+    def at(hours: float | None) -> int | None:
+        return barman.timeline_at(settings, None if hours is None else EPOCH + timedelta(hours=hours))
+
+    assert (at(None), at(1)) == (None, None)
+    for number in range(4):
+        ended(settings, wal_name(number), number)
+    assert (at(None), at(-1), at(2), at(9)) == (1, 1, 1, 1)
+    # A restore at 4:30 to 1:30; what the receiver had not yet whole was put aside.
+    ended(settings, f"{wal_name(4)}.partial", 4.4, "aside")
+    ended(settings, wal_name(1, timeline=2), 5)
+    ended(settings, f"{wal_name(2, timeline=2)}.partial", 5.5, "mlflow/streaming")
+    assert [at(hours) for hours in (1, 2, 3, 4.2, 4.5, 5.2, None)] == [1, 1, 1, 1, 2, 2, 2]
+    # A roll back at 6:00: the highest number is not the newest.
+    ended(settings, wal_name(4), 7)
+    assert [at(hours) for hours in (5.2, 6.5, 9, None)] == [2, 1, 1, 1]
+
+
 # The configuration.
 
 
@@ -156,7 +187,7 @@ def test_the_catalogue_is_read_from_what_barman_lists(settings: Settings, progra
     barman_lists(
         programs,
         barman_entry("20261121T090000", retention_status="OBSOLETE"),
-        barman_entry("20261121T080000", retention_status="OBSOLETE (some words)"),
+        barman_entry("20261121T080000", retention_status="OBSOLETE*"),
         barman_entry("20261121T100000", status="WAITING_FOR_WALS"),
         barman_entry("20261121T110000", status="FAILED", end_time_timestamp=None, size_bytes=None),
     )
@@ -166,7 +197,7 @@ def test_the_catalogue_is_read_from_what_barman_lists(settings: Settings, progra
     assert first == barman.BaseBackup(
         id="20261121T080000",
         done=True,
-        obsolete=True,
+        obsolete=False,  # barman keeps it for the number of base backups
         full=True,
         parent=None,
         begin_wal=wal_name(2),
@@ -174,6 +205,7 @@ def test_the_catalogue_is_read_from_what_barman_lists(settings: Settings, progra
         bytes=4096,
     )
     assert (second.full, second.parent, second.begin_wal) == (False, "20261121T080000", wal_name(4))
+    assert second.obsolete
     assert (third.done, third.obsolete, third.begin_wal) == (True, False, "")
     assert (failed.done, failed.end_time, failed.bytes) == (False, 0, 0)
 

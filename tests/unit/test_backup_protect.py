@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,7 @@ import psycopg2
 import pytest
 
 from kit.backups import barman_entry, barman_lists, program, put_base, put_object, settings_in
-from stackops import backup, barman, objects, protect, state
+from stackops import backup, barman, healthy, objects, protect, state
 from stackops.errors import BusyError, FailedError, OperationError
 from stackops.settings import Settings
 
@@ -172,6 +176,27 @@ def test_a_set_is_made_at_once_where_the_log_alone_restores_nothing(
     assert [result.ok for result in state.results(settings.backups).values()] == [True] * len(labels)
 
 
+@pytest.mark.parametrize(
+    "case",
+    [(-5, 1, True), (0, 1, False), (0, 11, True)],
+    ids=["no base backup was taken", "just now", "a while ago"],
+)
+def test_a_set_that_failed_after_its_base_backup_is_not_tried_again_at_once(
+    settings: Settings, tmp_path: Path, runs: list[str], case: tuple
+) -> None:
+    taken_hours, failed_minutes, again = case
+    started = time.time() - failed_minutes * 60
+    result = state.JobResult("backup", started, 5, ok=False, message="the tables could not be locked")
+    state.write_json(settings.backups / "state/jobs/backup.json", asdict(result))
+    state.write_json(settings.backups / "state/log.json", {"ok": True})
+    ended = str(int(started + taken_hours * 3600))
+    barman_lists(tmp_path / "bin", barman_entry("20251121T080000", end_time_timestamp=ended))
+    put_base(settings, "20251121T080000")
+    backup.request_full(settings, "after a restore")
+    protect.first_base_backup(settings)
+    assert runs == ["after a restore"] * again
+
+
 def until(condition: Callable[[], bool]) -> None:
     for _ in range(500):
         if condition():
@@ -212,3 +237,36 @@ def test_no_base_backup_is_taken_while_the_bucket_would_be_refused(
     put_object(settings, objects.MARKER, b"mine")
     with pytest.raises(OperationError, match="the bucket is not the one"):
         backup.run(settings)
+
+
+# The health check of the service.
+
+
+@pytest.mark.parametrize(
+    ("log", "stored", "problems"),
+    [
+        ({"ok": True, "age": 1}, {"ok": True, "age": 1}, []),
+        ({"ok": True, "age": 1}, {"ok": True, "age": 9999}, []),  # a first copy may take hours
+        ({"ok": True, "age": 9999}, {"ok": True, "age": 1}, ["log: nothing since 9999 s"]),
+        ({"ok": False, "age": 1}, {"ok": False, "age": 1}, ["log: why", "objects: why"]),
+        (None, {"ok": True, "age": 1}, ["log: [Errno 2]"]),
+    ],
+)
+def test_the_health_check_names_the_part_that_does_not_work(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, log: dict | None, stored: dict, problems: list[str]
+) -> None:
+    monkeypatch.setattr(healthy, "Path", lambda text: settings.backups / text.removeprefix("/backups/"))
+    for part, value in (("log", log), ("objects", stored)):
+        if value:
+            kept = {"ok": value["ok"], "error": "why", "at": time.time() - value["age"]}
+            state.write_json(settings.backups / "state" / f"{part}.json", kept)
+    found = healthy.problems_of_backup()
+    assert [said[: len(problem)] for said, problem in zip(found, problems, strict=True)] == problems
+
+
+def test_the_health_check_needs_no_package(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", healthy.__file__, "backup"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "log: " in done.stdout

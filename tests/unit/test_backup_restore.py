@@ -101,24 +101,39 @@ def test_any_text_is_a_moment_with_a_zone_or_refused(text: str) -> None:
     assert moment.utcoffset() is not None
 
 
-def test_the_target_is_the_moment_else_the_sets_place_else_the_end_of_the_log() -> None:
+def test_the_target_is_the_moment_else_the_sets_place_else_the_end_of_the_log(settings: Settings) -> None:
     made = manifest()
-    assert restore.target_of(made, made.id, EPOCH) == cluster.Target(moment=EPOCH)
-    assert restore.target_of(made, made.id, None) == cluster.Target(name=made.reference["name"])
-    assert restore.target_of(made, None, None) == cluster.Target()
+    assert restore.target_of(settings, made, made.id, EPOCH) == cluster.Target(moment=EPOCH)
+    assert restore.target_of(settings, made, made.id, None) == cluster.Target(name=made.reference["name"])
+    assert restore.target_of(settings, made, None, None) == cluster.Target()
+
+
+def test_recovery_follows_the_timeline_of_the_moment_and_a_sets_own_place_is_on_its_own(
+    settings: Settings,
+) -> None:
+    made = manifest()
+    put_wal(settings, wal_name(2))
+    assert restore.target_of(settings, made, None, None).timeline == "current"
+    put_wal(settings, wal_name(2, timeline=3))
+    wal = barman.home(settings) / "wals" / wal_name(2)[:16] / wal_name(2)
+    os.utime(wal, (EPOCH.timestamp(), EPOCH.timestamp()))
+    assert restore.target_of(settings, made, None, None).timeline == "3"
+    assert restore.target_of(settings, made, None, EPOCH).timeline == "current"
+    assert restore.target_of(settings, made, None, EPOCH + timedelta(hours=1)).timeline == "3"
+    assert restore.target_of(settings, made, made.id, None).timeline == "current"
 
 
 def test_recovery_is_told_where_to_end() -> None:
-    assert cluster.Target().settings() == []
-    assert cluster.Target(moment=EPOCH).settings() == [
+    assert cluster.Target().settings() == ["recovery_target_timeline = 'current'"]
+    assert cluster.Target(moment=EPOCH, timeline="3").settings() == [
+        "recovery_target_timeline = '3'",
         "recovery_target_time = '2025-11-21T08:00:00+00:00'",
         "recovery_target_action = 'promote'",
     ]
-    # A set's own place is on the timeline of its base backup, whatever was restored since.
     assert cluster.Target(name="set-1").settings() == [
+        "recovery_target_timeline = 'current'",
         "recovery_target_name = 'set-1'",
         "recovery_target_action = 'promote'",
-        "recovery_target_timeline = 'current'",
     ]
 
 

@@ -12,6 +12,7 @@ import shutil
 import threading
 import time
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from stackops import command, postgres
@@ -140,7 +141,8 @@ def _base_backup(settings: Settings, entry: dict) -> BaseBackup:
     return BaseBackup(
         id=entry["backup_id"],
         done=entry["status"] in {"DONE", "WAITING_FOR_WALS"},
-        obsolete=entry.get("retention_status", "").startswith("OBSOLETE"),
+        # "OBSOLETE*" is kept for minimum_redundancy: barman refuses to delete it.
+        obsolete=entry.get("retention_status") == "OBSOLETE",
         full=parent in {"None", ""},
         parent=None if parent in {"None", ""} else parent,
         begin_wal=info.get("begin_wal", ""),
@@ -221,6 +223,24 @@ def wal_files(settings: Settings) -> list[Path]:
         for path in (home(settings) / "wals").glob("*/*")
         if len(path.name) == WAL_NAME_LENGTH and "." not in path.name
     )
+
+
+def timeline_at(settings: Settings, moment: datetime | None) -> int | None:
+    """Return the timeline that was written at a moment (None: at last), or None without any log.
+
+    A segment has the time at which its last byte came: the first one that ended after the
+    moment was being written then. Each restore begins a timeline, each roll back goes on with
+    an earlier one, so the highest number says nothing.
+    """
+    streaming = home(settings) / "streaming"
+    aside = settings.backups / "barman" / "aside"
+    received = [*streaming.glob("*"), *aside.glob("*")]
+    files = wal_files(settings) + [path for path in received if len(path.name) >= WAL_NAME_LENGTH]
+    ends = sorted((path.stat().st_mtime, path.name) for path in files)
+    if not ends:
+        return None
+    later = [name for end, name in ends if moment and end >= moment.timestamp()]
+    return int((later[0] if later else ends[-1][1])[:8], 16)
 
 
 def missing_wal(names: list[str], begin: str, end: str) -> list[str]:

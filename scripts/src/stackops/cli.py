@@ -168,7 +168,8 @@ def _restore(settings: Settings, arguments: argparse.Namespace) -> None:
                 raise OperationError("no set is named", "name the one that `restore plan` chose: --set")
             manifest = sets.read(settings, arguments.set)
             named = arguments.set if arguments.own_moment else None
-            facts = restore.database(settings, manifest.id, restore.target_of(manifest, named, moment))
+            target = restore.target_of(settings, manifest, named, moment)
+            facts = restore.database(settings, manifest.id, target)
         else:
             if arguments.set:
                 moment = sets.read(settings, arguments.set).objects_moment

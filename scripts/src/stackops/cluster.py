@@ -34,26 +34,26 @@ PostgreSQL takes 999 at most."""
 
 @dataclass(frozen=True)
 class Target:
-    """Where recovery ends: at a named place, at a moment, or (both None) at the end of the log."""
+    """Where recovery ends: at a named place, at a moment, or (both None) at the end of the log.
+
+    `timeline` is a number, or "current" for that of the base backup. PostgreSQL's own choice,
+    the highest number, may be one that was left by a roll back or begun after the moment.
+    """
 
     name: str | None = None
     moment: datetime | None = None
+    timeline: str = "current"
 
     def settings(self) -> list[str]:
         """Return the lines of postgresql.auto.conf."""
+        timeline = f"recovery_target_timeline = '{self.timeline}'"
         if self.name:
-            return [
-                f"recovery_target_name = '{self.name}'",
-                "recovery_target_action = 'promote'",
-                # The base backup's own: a later restore to before it began another timeline.
-                "recovery_target_timeline = 'current'",
-            ]
-        if self.moment:
-            return [
-                f"recovery_target_time = '{self.moment.isoformat()}'",
-                "recovery_target_action = 'promote'",
-            ]
-        return []
+            end = f"recovery_target_name = '{self.name}'"
+        elif self.moment:
+            end = f"recovery_target_time = '{self.moment.isoformat()}'"
+        else:
+            return [timeline]
+        return [timeline, end, "recovery_target_action = 'promote'"]
 
 
 def lay_out(settings: Settings, manifest: sets.Manifest, folder: Path, target: Target) -> None:

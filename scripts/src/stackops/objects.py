@@ -200,11 +200,11 @@ def write_inventory(path: Path, objects: list[StoredObject]) -> None:
 
 def read_inventory(path: Path) -> dict[str, StoredObject]:
     """Return the objects of an inventory by key. Raise FailedError if it cannot be read."""
+    if path.exists() and not path.stat().st_size:  # gzip would take that for an inventory of nothing
+        raise FailedError(f"{path.name} cannot be read: it is empty", "./stack backup list")
     try:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             objects = [StoredObject(**json.loads(line)) for line in file]
-        if not path.stat().st_size:  # gzip takes that for the end of a file
-            raise EOFError("it is empty")
     except (OSError, EOFError, ValueError, TypeError, zlib.error) as error:
         raise FailedError(f"{path.name} cannot be read: {error}", "./stack backup list") from error
     return {stored.key: stored for stored in objects}

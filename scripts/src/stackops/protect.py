@@ -26,6 +26,7 @@ from stackops.settings import Settings
 WAL_INTERVAL_SECONDS = 2
 OBJECTS_INTERVAL_SECONDS = 20
 BASE_INTERVAL_SECONDS = 30
+RETRY_SECONDS = 600
 METRICS_PORT = 9100
 
 
@@ -106,7 +107,13 @@ def first_base_backup(settings: Settings) -> dict[str, Any]:
     if not log or not log["ok"]:
         return {}
     wanted = backup.requested_full(settings)
-    if wanted is None and any(base.full and base.done for base in barman.catalogue(settings)):
+    done = [base for base in barman.catalogue(settings) if base.done]
+    if wanted is None and any(base.full for base in done):
+        return {}
+    last = state.results(settings.backups).get("backup")
+    # The base backup was taken, the set failed afterwards: one every 30 s would fill the volume.
+    taken = last and not last.ok and any(base.end_time >= int(last.started) for base in done)
+    if taken and time.time() < last.started + last.seconds + RETRY_SECONDS:
         return {}
     return state.record(settings.backups, "backup", lambda: backup.run(settings, label=wanted or "first"))
 

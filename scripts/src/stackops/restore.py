@@ -54,13 +54,16 @@ def parse_moment(text: str) -> datetime:
         ) from error
 
 
-def target_of(manifest: sets.Manifest, set_id: str | None, moment: datetime | None) -> cluster.Target:
+def target_of(
+    settings: Settings, manifest: sets.Manifest, set_id: str | None, moment: datetime | None
+) -> cluster.Target:
     """Return where recovery ends: --to; the set's own place for --set; else the end of the log."""
-    if moment:
-        return cluster.Target(moment=moment)
-    if set_id:
+    if set_id and not moment:
         return cluster.Target(name=manifest.reference["name"])
-    return cluster.Target()
+    timeline = barman.timeline_at(settings, moment)
+    if timeline in {None, int(manifest.begin_wal[:8], 16)}:
+        return cluster.Target(moment=moment)
+    return cluster.Target(moment=moment, timeline=str(timeline))
 
 
 def plan(settings: Settings, set_id: str | None, moment: datetime | None, *, replace: bool) -> Plan:
