@@ -262,6 +262,11 @@ def test_a_new_bucket_is_marked(settings: Settings, stand_in: Path) -> None:
     assert len((stand_in / objects.MARKER).read_text()) == 32
 
 
+def test_a_check_without_the_lock_marks_nothing(settings: Settings, stand_in: Path) -> None:
+    objects.check_bucket(settings, mark=False)
+    assert tree_of(stand_in) == {}
+
+
 def test_a_marked_bucket_is_adopted_by_an_empty_volume(settings: Settings, stand_in: Path) -> None:
     put_object(settings, objects.MARKER, b"mine", stand_in)
     objects.check_bucket(settings)

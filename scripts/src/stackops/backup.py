@@ -73,7 +73,7 @@ def run(settings: Settings, *, full: bool = False, label: str = "") -> dict[str,
     with postgres.maintenance_lock(settings):
         check_identity(settings, postgres.system_identifier(settings))
         # Before anything is written: what would refuse the copy afterwards.
-        objects.check_bucket(settings)
+        objects.check_bucket(settings, mark=False)
         # The log must arrive: a base backup is worth nothing without it.
         barman.wait_archived(settings, postgres.switch_wal(settings, "before-base-backup"))
         backups = barman.catalogue(settings)

@@ -90,10 +90,11 @@ def _bucket(settings: Settings) -> str:
     return f"store:{settings.bucket}"
 
 
-def check_bucket(settings: Settings) -> None:
+def check_bucket(settings: Settings, *, mark: bool = True) -> None:
     """Mark a new bucket, or raise OperationError if it is not the one that was copied so far.
 
     A bucket that was lost and made anew is empty: copying it must not count as deletions.
+    Only who has the lock `objects` may mark: of two marks one would be a foreign bucket's.
     """
     known = current(settings) / MARKER
     listed = _rclone(
@@ -106,7 +107,7 @@ def check_bucket(settings: Settings) -> None:
     ).split()
     there = MARKER.rpartition("/")[2] in listed
     if not known.exists():
-        if not there:
+        if mark and not there:
             made = Path("/tmp/bucket-marker")
             made.write_text(uuid.uuid4().hex, encoding="utf-8")
             _rclone(settings, "copyto", str(made), f"{_bucket(settings)}/{MARKER}")
