@@ -75,7 +75,7 @@ follow_passwords() {
     while sleep 2; do
         now=$(cksum "$SECRETS"/* 2>/dev/null) || continue
         if [ "$now" != "$known" ] &&
-            password_statements | psql --quiet --host=/run/postgresql --username=postgres --dbname=postgres --set=ON_ERROR_STOP=1; then
+            password_statements | PGOPTIONS='-c synchronous_commit=local' psql --quiet --host=/run/postgresql --username=postgres --dbname=postgres --set=ON_ERROR_STOP=1; then
             known=$now
             echo 'the roles have new passwords'
         fi

@@ -95,4 +95,9 @@ check_settings() {
         eval "value=\${$name:-}"
         [ -z "$value" ] || check_value "$name" "$value" 'the environment' "export another value, or: unset $name"
     done
+    case $(setting OFFSITE_REPOSITORY ''):$(setting COMPOSE_FILE '') in
+        :* | *compose/offsite.yml*) ;;
+        *) die 'OFFSITE_REPOSITORY is set, but the jobs have no way out of the internal network' 'nothing was changed' \
+            'COMPOSE_FILE=docker-compose.yml:compose/offsite.yml in .env' "$STATUS_REFUSED" ;;
+    esac
 }

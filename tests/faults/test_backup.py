@@ -192,7 +192,10 @@ def test_a_drill_proves_a_set_and_finds_what_is_missing(protected: Stack) -> Non
     assert facts["objects"] == made["objects"]
 
     key = info.artifact_path.removeprefix("mlflow-artifacts:/")
-    script = f"import boto3; boto3.client('s3', endpoint_url='http://minio:9000').delete_object(Bucket='mlflow', Key='artifacts/{key}/MLmodel')"
+    script = (
+        "import boto3; boto3.client('s3', endpoint_url='http://minio:9000')"
+        f".delete_object(Bucket='mlflow', Key='artifacts/{key}/MLmodel')"
+    )
     protected.compose("exec", "-T", "mlflow", "python", "-c", script)
     protected.verb("backup", "run")
     failed = protected.verb("backup", "drill", check=False)
@@ -230,7 +233,10 @@ def test_a_damaged_set_is_named_and_refused_before_anything_is_touched(protected
                 assert text in done.stderr
         assert client.get_run(run_id).info.status == "RUNNING"  # it went on all the time
 
-    flip = "python3 -c \"import sys; f = open(sys.argv[1], 'r+b'); f.seek(100); b = f.read(1); f.seek(100); f.write(bytes([b[0] ^ 1]))\""
+    script = (
+        "f = open(sys.argv[1], 'r+b'); f.seek(100); b = f.read(1); f.seek(100); f.write(bytes([b[0] ^ 1]))"
+    )
+    flip = f'python3 -c "import sys; {script}"'
     base = f"/backups/barman/mlflow/base/{made['set']}/data"
     inside(f"{flip} {base}/global/pg_control")
     refuses("global/pg_control")

@@ -101,7 +101,10 @@ class FakeHost:
             "compose restart *": "",
             "compose exec *": "echo metric 1",
             "compose config --services": f"printf '%s\\n' {' '.join(SERVICES)}",
+            "compose config": "echo services: {}",
+            "compose stop *": "",
             "compose ps --all --quiet": "",
+            "compose ps --quiet *": "",
             "compose run *": "",
             "compose run *secrets show admin_password": "echo correct-horse",
         }.items():

@@ -10,7 +10,7 @@ import requests
 
 from kit.stack import ROOT, Stack
 
-LONG_RUNNING = ("postgres", "minio", "mlflow", "auth", "nginx")
+LONG_RUNNING = ("postgres", "minio", "mlflow", "auth", "nginx", "backup", "cron")
 ONE_SHOTS = ("secrets", "prepare")
 
 
@@ -66,20 +66,29 @@ def test_no_secret_stands_in_an_environment_a_command_or_a_label(stack: Stack) -
 
 
 @pytest.mark.parametrize(
-    ("service", "own"), [("postgres", "postgres"), ("minio", "minio"), ("mlflow", "mlflow"), ("auth", "auth")]
+    ("service", "own"),
+    [
+        ("postgres", "postgres backup"),
+        ("minio", "minio"),
+        ("mlflow", "mlflow"),
+        ("auth", "auth"),
+        # The same user as PostgreSQL: restored files must belong to it.
+        ("backup", "postgres backup"),
+        ("cron", "postgres backup"),
+    ],
 )
 def test_a_service_reads_its_own_secrets_and_nobody_elses(stack: Stack, service: str, own: str) -> None:
     script = (
-        "for folder in source postgres minio mlflow auth prepare; do "
+        "for folder in source postgres backup minio mlflow auth prepare; do "
         "ls /secrets/$folder >/dev/null 2>&1 && echo $folder; done; true"
     )
-    assert stack.compose("exec", "-T", service, "sh", "-c", script).stdout.split() == [own]
+    assert stack.compose("exec", "-T", service, "sh", "-c", script).stdout.split() == own.split()
 
 
 def test_containers_other_than_the_door_reach_nothing_outside(stack: Stack) -> None:
     command = ["docker", "network", "inspect", f"{stack.project}_default", "--format", "{{.Internal}}"]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "true"
-    for service in ("postgres", "minio", "mlflow", "auth"):
+    for service in ("postgres", "minio", "mlflow", "auth", "backup", "cron"):
         assert list(stack.inspect(stack.container(service))["NetworkSettings"]["Networks"]) == [
             f"{stack.project}_default"
         ]
@@ -92,6 +101,13 @@ def test_postgresql_has_checksums_and_sizes_that_follow_its_memory(stack: Stack)
     assert stack.psql("SHOW max_connections") == "500"
     superusers = "SELECT rolname FROM pg_roles WHERE rolsuper"
     assert stack.psql(superusers) == "postgres"
+
+
+def test_big_tables_are_vacuumed_early(stack: Stack) -> None:
+    query = "SELECT array_to_string(reloptions, ',') FROM pg_class WHERE oid = 'public.{}'::regclass"
+    for table in ("metrics", "params", "tags", "spans"):
+        assert "autovacuum_vacuum_scale_factor=0.01" in stack.psql(query.format(table))
+    assert "fillfactor=90" in stack.psql(query.format("latest_metrics"))
 
 
 def test_the_schema_of_the_stack_belongs_to_its_own_role(stack: Stack) -> None:
@@ -129,6 +145,8 @@ def test_status_says_that_all_is_well_and_in_which_versions(stack: Stack) -> Non
     assert status["ok"] is True
     assert status["url"] == stack.url
     assert {entry["service"] for entry in status["services"]} == {*LONG_RUNNING, *ONE_SHOTS}
+    assert status["backup"]["problems"] == []
+    assert status["backup"]["jobs"]["backup"]["next"].endswith("01:00+00:00")
     assert status["versions"]["mlflow"] == "3.17.2"
     assert status["versions"]["postgresql"].startswith("17.")
     text = stack.verb("status").stdout
@@ -140,6 +158,9 @@ def test_metrics_count_requests_and_say_what_is_ready(stack: Stack) -> None:
     lines = stack.verb("metrics").stdout.splitlines()
     assert 'stack_ready{dependency="database"} 1' in lines
     assert 'stack_ready{dependency="storage"} 1' in lines
+    assert 'stack_backup_ok{part="log"} 1.0' in lines
+    assert 'stack_backup_ok{part="objects"} 1.0' in lines
+    assert any(line.startswith('stack_job_next_run_timestamp_seconds{job="drill"}') for line in lines)
     counted = [line for line in lines if line.startswith('stack_http_requests_total{family="experiments"')]
     assert counted
     assert not [line for line in lines if "/api/" in line]

@@ -390,6 +390,31 @@ def test_without_a_kept_database_there_is_no_way_back(settings: Settings) -> Non
     assert in_place(settings) == "present"
 
 
+def test_a_kept_copy_leaves_the_present_database_and_brings_it_back_later(settings: Settings) -> None:
+    with pytest.raises(OperationError, match="no database to keep"):
+        restore.keep(settings, "upgrade")
+    put_cluster(settings.database_folder, "present")
+    killed = put_cluster(settings.kept / ".20251121T080000.000000" / "17", "half")
+    assert restore.kept_clusters(settings) == []
+    kept = restore.keep(settings, "upgrade")["kept"]
+    assert not killed.exists()
+    assert restore.kept_clusters(settings) == [kept]
+    (settings.database_folder / "name").write_text("upgraded")
+    assert restore.roll_back(settings)["undone"] == "upgrade"
+    assert in_place(settings) == "present"
+    assert everywhere(settings) == ["present", "upgraded"]
+
+
+def test_without_room_no_copy_is_kept(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_cluster(settings.database_folder, "present")
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1 << 40, 0, 3))
+    with pytest.raises(OperationError, match="0 MB free") as refusal:
+        restore.keep(settings, "upgrade")
+    assert "nothing was changed" in refusal.value.fix
+    assert everywhere(settings) == ["present"]
+
+
 class PowerCutError(Exception):
     """The machine stops here."""
 

@@ -66,7 +66,7 @@ def test_an_unknown_option_is_refused_with_the_way_to_the_help(host: FakeHost, v
     assert host.calls == []
 
 
-@pytest.mark.parametrize("verb", sorted(set(VERBS) - {"logs", "rotate", "test"}))
+@pytest.mark.parametrize("verb", sorted(set(VERBS) - {"backup", "logs", "rotate", "test"}))
 def test_a_word_that_a_verb_does_not_take_is_refused(host: FakeHost, verb: str) -> None:
     done = host.run(verb, "volumes")
     assert_error(done, STATUS_USAGE, f"{verb} takes no 'volumes'", fix=f"./stack {verb} --help")
@@ -249,7 +249,9 @@ def test_logs_of_some_services(host: FakeHost) -> None:
 
 def test_metrics_that_cannot_be_had_point_to_the_status(host: FakeHost) -> None:
     host.docker("compose exec *", "echo service mlflow is not running >&2; exit 1")
-    assert_error(host.run("metrics"), STATUS_FAILED, "the server gave no metrics", fix="./stack status")
+    assert_error(
+        host.run("metrics"), STATUS_FAILED, "the service mlflow gave no metrics", fix="./stack status"
+    )
 
 
 def healthy() -> list[str]:

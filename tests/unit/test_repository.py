@@ -44,4 +44,5 @@ def test_no_dockerfile_needs_a_registry_or_a_newer_frontend() -> None:
         assert "# syntax=" not in text, path
         assert "<<" not in text, path
         sources = re.findall(r"^FROM (\S+)", text, re.MULTILINE)
-        assert set(sources) <= {"${BASE_IMAGE}", "${ROOT_IMAGE}"}, path
+        stages = set(re.findall(r"^FROM \S+ AS (\S+)", text, re.MULTILINE))
+        assert set(sources) <= {"${BASE_IMAGE}", "${ROOT_IMAGE}"} | stages, path

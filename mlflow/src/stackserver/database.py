@@ -6,12 +6,15 @@ needs no restart.
 
 from __future__ import annotations
 
+import os
 from contextlib import closing
 from functools import cache
 
 import psycopg2
 from psycopg2.extensions import connection as Connection  # noqa: N812  psycopg2's own name
 from sqlalchemy.engine import make_url
+
+from stackserver.errors import RefusedError
 
 CONNECT_TIMEOUT_SECONDS = 3
 STATEMENT_TIMEOUT_MS = 3000
@@ -32,7 +35,7 @@ def connect(
         port=url.port or 5432,
         dbname=url.database,
         user=user or url.username,
-        options=f"-c statement_timeout={timeout_ms}",
+        options=f"{os.environ.get('PGOPTIONS', '')} -c statement_timeout={timeout_ms}",  # both, not one
         application_name="stackserver",
         **parameters,
     )
@@ -59,13 +62,27 @@ def pinned_revision() -> str:
 
 
 @cache
-def known_revisions() -> frozenset[str]:
-    """Return every revision that the installed MLflow can upgrade from."""
+def revision_chain() -> tuple[str, ...]:
+    """Return every revision that the installed MLflow can upgrade from, oldest first, and its own."""
     from alembic.script import ScriptDirectory
     from mlflow.store.db.utils import _get_alembic_config
 
     scripts = ScriptDirectory.from_config(_get_alembic_config(db_url=""))
-    return frozenset(script.revision for script in scripts.walk_revisions())
+    return tuple(script.revision for script in scripts.walk_revisions())[::-1]
+
+
+def known_revisions() -> frozenset[str]:
+    """Return every revision that the installed MLflow can upgrade from, and its own."""
+    return frozenset(revision_chain())
+
+
+def unknown_revision(revision: str, pinned: str) -> RefusedError:
+    """Return the refusal of a schema that the installed MLflow does not know."""
+    return RefusedError(
+        f"the database has the schema {revision}, which this MLflow ({pinned}) does not know: a newer MLflow "
+        "wrote it; nothing was changed",
+        "run the version of the stack that wrote it",
+    )
 
 
 def check_database(database_uri: str) -> None:

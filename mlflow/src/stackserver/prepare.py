@@ -3,6 +3,8 @@
 Checks come first and change nothing: the settings, the schema's revision, the fingerprints
 of the keys that encrypt stored values. Then: MLflow's tables in an empty database, the
 schema `stackops`, the bucket, and a storage user that may do nothing but use it.
+
+With --migrate it does another job: see migrate.py.
 """
 
 from __future__ import annotations
@@ -23,8 +25,10 @@ from minio import Minio, MinioAdmin
 from minio.credentials import StaticProvider
 from psycopg2.extensions import connection as Connection  # noqa: N812
 
-from stackserver.database import connect, known_revisions, pinned_revision, schema_revision
+from stackserver.care import tend_tables
+from stackserver.database import connect, known_revisions, pinned_revision, schema_revision, unknown_revision
 from stackserver.errors import RefusedError, exit_refused
+from stackserver.migrate import MigrationError, check, migrate, report
 from stackserver.settings import Settings, read_settings
 
 SECRETS = Path("/secrets/prepare")
@@ -46,13 +50,9 @@ def check_revision(revision: str | None, pinned: str, known: frozenset[str]) -> 
     if revision in known:
         raise RefusedError(
             f"the database has the older schema {revision}, this MLflow needs {pinned}; nothing was changed",
-            "take a backup, then migrate the database (docs/upgrade.md)",
+            "./stack upgrade",
         )
-    raise RefusedError(
-        f"the database has the schema {revision}, which this MLflow ({pinned}) does not know: a newer MLflow "
-        "wrote it; nothing was changed",
-        "run the version of the stack that wrote it",
-    )
+    raise unknown_revision(revision, pinned)
 
 
 def check_fingerprints(stored: dict[str, str], now: dict[str, str], encrypted: dict[str, int]) -> None:
@@ -193,17 +193,31 @@ def wait_for(action: Callable[[], None], what: str) -> None:
             time.sleep(1)
 
 
+def check_reachable(database_uri: str) -> None:
+    """Raise psycopg2.OperationalError unless the database takes a connection."""
+    with closing(connect(database_uri)):
+        return
+
+
+def migrate_database(settings: Settings) -> None:
+    """Migrate an older database, report, and exit with 1 if it did not come out as it went in."""
+    wait_for(lambda: check_reachable(settings.database_uri), "the database")
+    try:
+        status = report(migrate(settings.database_uri))
+    except MigrationError as error:
+        print(f"FAILED: {error}", file=sys.stderr, flush=True)
+        status = 1
+    if status:
+        raise SystemExit(status)
+
+
 def prepare(settings: Settings, *, accept_keys: bool = False) -> None:
     """Do the whole job. Raise RefusedError before anything was changed."""
 
     def secret(name: str) -> str:
         return (SECRETS / name).read_text()
 
-    def check_reachable() -> None:
-        with closing(connect(settings.database_uri)):
-            return
-
-    wait_for(check_reachable, "the database")
+    wait_for(lambda: check_reachable(settings.database_uri), "the database")
     keys_now = {name: fingerprint(secret(name)) for name in KEYS}
     with closing(connect(settings.database_uri)) as connection:
         revision = schema_revision(connection)
@@ -216,6 +230,8 @@ def prepare(settings: Settings, *, accept_keys: bool = False) -> None:
     if revision is None:
         print("an empty database: making MLflow's tables", flush=True)
         create_tables(settings.database_uri)
+    with closing(connect(settings.database_uri)) as connection:
+        tend_tables(connection)
     with closing(connect(settings.database_uri, user=settings.operations_user)) as connection:
         create_stackops(connection)
         store_fingerprints(connection, keys_now)
@@ -224,9 +240,13 @@ def prepare(settings: Settings, *, accept_keys: bool = False) -> None:
 
 
 def main() -> None:
-    """Prepare, or exit with 78 and say what mends it."""
+    """Prepare, with --migrate only migrate, with --check only look; or exit with 78 and say what mends it."""
     os.environ["PGPASSFILE"] = str(SECRETS / "pgpass")
     try:
+        if "--check" in sys.argv[1:]:
+            return check(read_settings().database_uri)
+        if "--migrate" in sys.argv[1:]:
+            return migrate_database(read_settings())
         prepare(read_settings(), accept_keys="--accept-keys" in sys.argv[1:])
     except RefusedError as refusal:
         exit_refused(refusal)

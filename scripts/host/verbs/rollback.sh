@@ -1,7 +1,8 @@
 # shellcheck shell=sh
 #: ./stack rollback [--yes] — undo the last restore or upgrade: bring back the database that was put aside
 #:
-#: The present one is put aside in its turn: a second rollback undoes the first.
+#: After an upgrade its former images come back too. The present database is put aside in its
+#: turn: a second rollback undoes the first.
 . scripts/host/options.sh
 . scripts/host/check-machine.sh
 . scripts/host/operations.sh
@@ -9,5 +10,13 @@ parse_options '--yes' '' "$@"
 need_stack
 take_lock
 confirm 'What was logged since then will be put aside. Go on?' || die 'you said no' 'nothing was changed' '' "$STATUS_REFUSED"
-put_back_former || die 'the former database does not start' 'both are kept' './stack logs postgres; ./stack rollback goes back'
+docker compose stop nginx mlflow cron backup postgres
+if ! undone=$(restoring restore roll-back --json); then
+    start_everything
+    die 'there is nothing to undo' 'the present version runs; nothing was changed' './stack restore --to a moment brings an earlier state'
+fi
+case $undone in
+    *'"undone": "upgrade"'*) start_former ;;
+    *) start_everything ;;
+esac || die 'the former database does not start' 'both are kept' './stack logs postgres; ./stack rollback goes back'
 say "Running: $(stack_url)"

@@ -10,6 +10,7 @@
 . scripts/host/make-base-image.sh
 . scripts/host/build-environment.sh
 . scripts/host/report-failure.sh
+. scripts/host/operations.sh
 parse_options '--yes --no-build' '' "$@"
 
 # Pre-flight. Nothing is changed yet, except that a bare machine gets its Docker.
@@ -40,6 +41,8 @@ if ! docker compose up --detach --wait --remove-orphans --no-build; then
     report_failure
     exit "$STATUS_FAILED"
 fi
+
+remember_compose
 
 say
 say "MLflow is ready:  $(stack_url)"

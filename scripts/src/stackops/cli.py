@@ -14,7 +14,19 @@ from typing import Any
 
 import psycopg2
 
-from stackops import backup, drill, offsite, protect, report, restore, schedule, secrets, sets, state
+from stackops import (
+    backup,
+    drill,
+    offsite,
+    protect,
+    report,
+    restore,
+    schedule,
+    secrets,
+    sets,
+    smoke,
+    state,
+)
 from stackops.errors import BusyError, FailedError, OperationError
 from stackops.settings import Settings, read_settings
 
@@ -77,8 +89,9 @@ def _parser() -> argparse.ArgumentParser:
             step.add_argument("--replace", action="store_true")
         if name == "database":
             step.add_argument("--own-moment", action="store_true")
-    for name in ("verify", "roll-back"):
+    for name in ("verify", "roll-back", "keep", "forget-kept"):
         actions.add_parser(name).add_argument("--json", action="store_true")
+    verbs.add_parser("smoke", help="use the running stack through nginx; the password comes on stdin")
     return parser
 
 
@@ -159,6 +172,10 @@ def _restore(settings: Settings, arguments: argparse.Namespace) -> None:
         facts = restore.roll_back(settings)
     elif action == "verify":
         facts = restore.verify(settings)
+    elif action == "keep":
+        facts = restore.keep(settings, "upgrade")
+    elif action == "forget-kept":
+        facts = {"forgotten": restore.forget_kept(settings, settings.keep_days)}
     else:
         moment = restore.parse_moment(arguments.to) if arguments.to else None
         if action == "plan":
@@ -187,6 +204,8 @@ def run(arguments: argparse.Namespace) -> None:
         protect.run(settings)
     elif arguments.verb == "schedule":
         schedule.run(settings)
+    elif arguments.verb == "smoke":
+        _print(smoke.run(os.environ.get("PUBLIC_URL", ""), sys.stdin.readline().strip()), as_json=False)
     elif arguments.verb == "job":
         _print(_job(settings, arguments.name), as_json=True)
     elif arguments.verb == "backup":

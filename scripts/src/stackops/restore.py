@@ -19,7 +19,7 @@ from typing import Any
 import psycopg2
 
 import stackops
-from stackops import backup, barman, cluster, objects, postgres, sets, state
+from stackops import backup, barman, cluster, command, objects, postgres, sets, state
 from stackops.errors import FailedError, OperationError
 from stackops.settings import Settings
 
@@ -205,10 +205,41 @@ def swap(settings: Settings, fresh: Path, reason: str) -> str | None:
     return kept.name if there else None
 
 
+def keep(settings: Settings, reason: str) -> dict[str, Any]:
+    """Copy the present (stopped) cluster aside, so that `roll_back` can bring it back.
+
+    Raise OperationError if there is none, or no room for a copy.
+    """
+    present = settings.database_folder
+    if not present.exists():
+        raise OperationError("there is no database to keep", "./stack up")
+    needed = sum(path.stat().st_size for path in present.rglob("*") if path.is_file())
+    free = shutil.disk_usage(settings.data).free
+    if free < needed * 1.1:
+        raise OperationError(
+            f"the volume of the database has {free >> 20} MB free, a copy needs {needed >> 20} MB",
+            "make room on the disk; nothing was changed",
+        )
+    for unfinished in settings.kept.glob(".*"):  # of one that was killed
+        shutil.rmtree(unfinished)
+    stamp = datetime.now(UTC).strftime(KEPT_STAMP)
+    unfinished = settings.kept / f".{stamp}"
+    unfinished.mkdir(parents=True)
+    command.run(
+        ["cp", "--archive", "--reflink=auto", present, unfinished],
+        fix="./stack up starts what was stopped",
+        timeout_seconds=cluster.LAY_OUT_TIMEOUT_SECONDS,
+    )
+    state.write_json(unfinished / KEPT_NOTE, {"reason": reason, "time": stamp})
+    unfinished.rename(settings.kept / stamp)
+    return {"kept": stamp, "bytes": needed}
+
+
 def kept_clusters(settings: Settings) -> list[str]:
     """Return the names of the clusters that are kept, the oldest first."""
-    name = settings.database_folder.name
-    return sorted(path.parent.name for path in settings.kept.glob(f"*/{name}"))
+    # With the cluster in it: a restore may have been interrupted after it made the folder.
+    names = {path.parent.name for path in settings.kept.glob(f"*/{settings.database_folder.name}")}
+    return sorted(name for name in names if not name.startswith("."))
 
 
 def roll_back(settings: Settings) -> dict[str, Any]:
@@ -221,16 +252,18 @@ def roll_back(settings: Settings) -> dict[str, Any]:
         raise OperationError(
             "no earlier database is kept", "./stack backup list; ./stack restore --to a moment"
         )
+    earlier = settings.kept / names[-1]
+    note = state.read_json(earlier / KEPT_NOTE) or {"reason": "unknown"}
     # Straight from where it is kept: wherever this is interrupted, both are kept or in place.
-    kept = swap(settings, settings.kept / names[-1] / settings.database_folder.name, "roll back")
+    kept = swap(settings, earlier / settings.database_folder.name, "roll back")
     barman.put_partial_aside(settings)
     backup.request_full(settings, "after a roll back")
-    return {"back": names[-1], "kept": kept}
+    return {"back": names[-1], "kept": kept, "undone": note["reason"]}
 
 
 def forget_kept(settings: Settings, days: int) -> list[str]:
     """Delete the kept clusters older than `days` and return their names."""
-    limit = datetime.now(UTC).timestamp() - days * 86400
+    limit = datetime.now(UTC).timestamp() - days * backup.SECONDS_PER_DAY
     gone = []
     for name in kept_clusters(settings):
         try:
