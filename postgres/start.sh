@@ -34,6 +34,11 @@ limit_bytes() {
 }
 memory_mb=$(($(limit_bytes) / 1048576))
 
+# What a restore or upgrade put aside, once it is as old as the oldest backup.
+if [ -s "$DATA/PG_VERSION" ] && [ -d /data/kept ]; then
+    find /data/kept -mindepth 1 -maxdepth 1 -mtime "+${BACKUP_KEEP_DAYS:-14}" -exec rm -rf {} +
+fi
+
 if [ ! -s "$DATA/PG_VERSION" ] && [ -d /data/kept ]; then
     refuse 'a restore was interrupted: the database was put aside and no other has taken its place' \
         './stack rollback brings it back; ./stack restore begins again'

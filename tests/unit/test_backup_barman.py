@@ -125,31 +125,52 @@ def test_the_receivers_folder_is_emptied_into_one_aside(settings: Settings, prog
 
 def ended(settings: Settings, name: str, hours: float, folder: str = "") -> None:
     """Put a segment whose last byte came `hours` after EPOCH."""
-    path = (
-        settings.backups / "barman" / folder if folder else barman.home(settings) / "wals" / name[:16]
-    ) / name
+    path = settings.backups / "barman" / (folder or f"mlflow/wals/{name[:16]}") / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
     moment = (EPOCH + timedelta(hours=hours)).timestamp()
     os.utime(path, (moment, moment))
 
 
-def test_the_timeline_of_a_moment_is_that_of_the_segment_that_was_written_then(settings: Settings) -> None:
-    def at(hours: float | None) -> int | None:
-        return barman.timeline_at(settings, None if hours is None else EPOCH + timedelta(hours=hours))
+def put_history(settings: Settings, timeline: int, *ancestors: tuple[int, int]) -> None:
+    """Put the history of a timeline; an ancestor was left in the middle of a segment."""
+    lines = [f"{number}\t0/{(segment << 24) + 0x800:X}\tbefore x\n" for number, segment in ancestors]
+    (barman.home(settings) / "wals").mkdir(exist_ok=True)
+    (barman.home(settings) / "wals" / f"{timeline:08X}.history").write_text("# words\n\n" + "".join(lines))
 
-    assert (at(None), at(1)) == (None, None)
+
+def test_a_moment_is_in_the_segment_that_was_written_then(settings: Settings) -> None:
+    def at(hours: float) -> str | None:
+        return barman.segment_at(settings, EPOCH + timedelta(hours=hours))
+
+    assert at(1) is None
     for number in range(4):
         ended(settings, wal_name(number), number)
-    assert (at(None), at(-1), at(2), at(9)) == (1, 1, 1, 1)
-    # A restore at 4:30 to 1:30; what the receiver had not yet whole was put aside.
+    assert [at(hours) for hours in (-1, 1.5, 2, 9)] == [wal_name(0), wal_name(2), wal_name(2), None]
+    # A restore at 4:30; what the receiver had not yet whole was put aside.
     ended(settings, f"{wal_name(4)}.partial", 4.4, "aside")
-    ended(settings, wal_name(1, timeline=2), 5)
-    ended(settings, f"{wal_name(2, timeline=2)}.partial", 5.5, "mlflow/streaming")
-    assert [at(hours) for hours in (1, 2, 3, 4.2, 4.5, 5.2, None)] == [1, 1, 1, 1, 2, 2, 2]
-    # A roll back at 6:00: the highest number is not the newest.
-    ended(settings, wal_name(4), 7)
-    assert [at(hours) for hours in (5.2, 6.5, 9, None)] == [2, 1, 1, 1]
+    ended(settings, f"{wal_name(1, timeline=2)}.partial", 5.5, "mlflow/streaming")
+    assert [at(hours) for hours in (4.2, 4.5, 6)] == [wal_name(4), wal_name(1, timeline=2), None]
+
+
+def test_the_present_timeline_is_the_newest_and_its_history_names_the_others(settings: Settings) -> None:
+    assert [branch.timeline for branch in barman.ancestry(settings)] == [1]
+    put_wal(settings, wal_name(9))
+    put_history(settings, 2, (1, 5))
+    put_history(settings, 3, (1, 7))
+    first, present = barman.ancestry(settings)
+    assert (first.timeline, first.left_at) == (1, 7 * barman.SEGMENT_BYTES + 0x800)
+    assert (present.timeline, present.left_at >= 1 << 62) == (3, True)
+
+
+def test_gaps_are_looked_for_along_the_timelines_that_lead_here(settings: Settings) -> None:
+    put_wal(settings, *(wal_name(number) for number in range(2, 9)))
+    assert barman.missing_after(settings, wal_name(2)) == []
+    # Left in segment 5, which is whole on the next timeline only; 6 to 8 are another story.
+    put_history(settings, 2, (1, 5))
+    put_wal(settings, wal_name(5, timeline=2), wal_name(8, timeline=2))
+    assert barman.missing_after(settings, wal_name(2)) == [wal_name(n, timeline=2) for n in (6, 7)]
+    assert barman.missing_after(settings, wal_name(8, timeline=2)) == []
 
 
 # The configuration.

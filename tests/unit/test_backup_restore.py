@@ -38,6 +38,8 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     monkeypatch.setattr(barman, "BINARIES", tmp_path / "bin")
     monkeypatch.setattr(barman, "CONFIGURATION", tmp_path / "barman.conf")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    # The new timeline of a kept database is PostgreSQL's work.
+    monkeypatch.setattr(cluster, "branch", lambda *_: None)
     for name in ("pg_verifybackup", "zstd", "barman"):
         program(tmp_path / "bin", name, "true")
     return settings_in(tmp_path)
@@ -101,37 +103,28 @@ def test_any_text_is_a_moment_with_a_zone_or_refused(text: str) -> None:
     assert moment.utcoffset() is not None
 
 
-def test_the_target_is_the_moment_else_the_sets_place_else_the_end_of_the_log(settings: Settings) -> None:
+def test_the_target_is_the_sets_place_or_the_moment_or_the_end_of_the_log(settings: Settings) -> None:
     made = manifest()
-    assert restore.target_of(settings, made, made.id, EPOCH) == cluster.Target(moment=EPOCH)
-    assert restore.target_of(settings, made, made.id, None) == cluster.Target(name=made.reference["name"])
     assert restore.target_of(settings, made, None, None) == cluster.Target()
-
-
-def test_recovery_follows_the_timeline_of_the_moment_and_a_sets_own_place_is_on_its_own(
-    settings: Settings,
-) -> None:
-    made = manifest()
-    put_wal(settings, wal_name(2))
-    assert restore.target_of(settings, made, None, None).timeline == "current"
+    assert restore.target_of(settings, made, None, EPOCH) == cluster.Target(moment=EPOCH)
+    # A set's own place is on its own timeline, whatever was restored since.
+    own = cluster.Target(name=made.reference["name"], timeline=1)
+    assert restore.target_of(settings, made, made.id, None) == own
+    # With a named set the moment's timeline, for it may be one that a restore left.
+    assert restore.target_of(settings, made, made.id, EPOCH) == cluster.Target(moment=EPOCH)
     put_wal(settings, wal_name(2, timeline=3))
-    wal = barman.home(settings) / "wals" / wal_name(2)[:16] / wal_name(2)
-    os.utime(wal, (EPOCH.timestamp(), EPOCH.timestamp()))
-    assert restore.target_of(settings, made, None, None).timeline == "3"
-    assert restore.target_of(settings, made, None, EPOCH).timeline == "current"
-    assert restore.target_of(settings, made, None, EPOCH + timedelta(hours=1)).timeline == "3"
-    assert restore.target_of(settings, made, made.id, None).timeline == "current"
+    assert restore.target_of(settings, made, made.id, EPOCH) == cluster.Target(moment=EPOCH, timeline=3)
 
 
 def test_recovery_is_told_where_to_end() -> None:
-    assert cluster.Target().settings() == ["recovery_target_timeline = 'current'"]
-    assert cluster.Target(moment=EPOCH, timeline="3").settings() == [
+    assert cluster.Target().settings() == ["recovery_target_timeline = 'latest'"]
+    assert cluster.Target(moment=EPOCH, timeline=3).settings() == [
         "recovery_target_timeline = '3'",
         "recovery_target_time = '2025-11-21T08:00:00+00:00'",
         "recovery_target_action = 'promote'",
     ]
-    assert cluster.Target(name="set-1").settings() == [
-        "recovery_target_timeline = 'current'",
+    assert cluster.Target(name="set-1", timeline=1).settings() == [
+        "recovery_target_timeline = '1'",
         "recovery_target_name = 'set-1'",
         "recovery_target_action = 'promote'",
     ]
@@ -274,11 +267,34 @@ def test_a_damaged_set_is_no_plan(settings: Settings) -> None:
 
 def test_a_gap_in_the_log_after_the_set_matters_unless_its_own_moment_is_wanted(settings: Settings) -> None:
     made = put_set(settings)
-    put_wal(settings, wal_name(5), wal_name(7), wal_name(9, timeline=2))
+    put_wal(settings, wal_name(5), wal_name(7))
     refused(settings, f"log segment {wal_name(6)}: missing$")
     assert plan(settings, set_id=made.id).set == made.id
     put_wal(settings, wal_name(6))
     assert plan(settings).set == made.id
+
+
+def test_a_moment_that_a_later_restore_left_behind_is_refused_and_reached_by_a_sets_name(
+    settings: Settings,
+) -> None:
+    made = put_set(settings)
+    # The segments ended an hour apart; in the middle of the fifth one a restore left the timeline.
+    for number in range(2, 8):
+        put_wal(settings, wal_name(number))
+        ended = (EPOCH + timedelta(hours=number)).timestamp()
+        os.utime(barman.home(settings) / "wals" / wal_name(2)[:16] / wal_name(number), (ended, ended))
+    put_wal(settings, wal_name(5, timeline=2))
+    history = barman.home(settings) / "wals" / "00000002.history"
+    history.write_text("1\t0/5800000\tbefore 2025-11-21 12:30:00+00\n")
+    for hours, left in ((3.5, False), (4.5, False), (5.5, True), (6.5, True), (7.5, False)):
+        moment = EPOCH + timedelta(hours=hours)
+        if left:
+            error = refused(settings, "was left by a later restore", to=moment)
+            assert "--set" in error.fix
+            assert plan(settings, set_id=made.id, to=moment).set == made.id
+            assert restore.target_of(settings, made, made.id, moment).timeline == 1
+        else:
+            assert plan(settings, to=moment).set == made.id
 
 
 def test_a_moment_before_a_gap_in_the_log_can_be_restored_and_one_after_it_not(settings: Settings) -> None:
@@ -289,11 +305,6 @@ def test_a_moment_before_a_gap_in_the_log_can_be_restored_and_one_after_it_not(s
     assert plan(settings, to=written - timedelta(minutes=1)).set == set_id(0)
     refused(settings, f"log segment {wal_name(5)}: missing", to=written + timedelta(minutes=1))
     refused(settings, f"log segment {wal_name(5)}: missing")
-
-
-def test_a_set_that_another_timeline_followed_needs_only_its_own(settings: Settings) -> None:
-    made = put_set(settings)
-    assert restore.missing_log_after(settings, replace(made, begin_wal=wal_name(2, timeline=3))) == []
 
 
 def test_without_room_there_is_no_plan(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -474,16 +485,6 @@ def test_an_interrupted_roll_back_loses_no_database(settings: Settings, tmp_path
         assert start(settings, tmp_path).returncode == 76
         seen.add(in_place(settings))
     assert seen == {"former", "present"}
-
-
-def test_kept_databases_are_forgotten_by_age_and_foreign_folders_left(settings: Settings) -> None:
-    now = datetime.now(UTC)
-    names = {days: (now - timedelta(days=days)).strftime(restore.KEPT_STAMP) for days in (1, 6, 8, 40)}
-    for name in (*names.values(), "by hand"):
-        put_cluster(settings.kept / name / "17", name)
-    assert restore.forget_kept(settings, 7) == [names[40], names[8]]
-    assert restore.forget_kept(settings, 7) == []
-    assert everywhere(settings) == [names[6], names[1], "by hand"]
 
 
 def test_a_failing_object_copy_leaves_no_tree_behind(settings: Settings, tmp_path: Path) -> None:

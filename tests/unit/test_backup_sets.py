@@ -107,6 +107,19 @@ def test_the_named_the_newest_or_the_newest_before_a_moment_is_chosen(settings: 
         chosen(None, made[0].moment - timedelta(seconds=1))
 
 
+def test_a_set_of_a_branch_that_a_restore_left_is_chosen_by_name_only(settings: Settings) -> None:
+    first = put_set(settings, 0)
+    left = put_set(settings, 1, reference=first.reference | {"lsn": "0/5000000"})
+    # A restore to a place after the first one's began timeline 2.
+    (barman.home(settings) / "wals" / "00000002.history").write_text("1\t0/4800000\tbefore x\n")
+    assert sets.choose(settings, None, None) == first
+    assert sets.choose(settings, left.id, None) == left
+    reference = first.reference | {"lsn": "0/4900000", "timeline": 2, "time": "2025-11-21 10:00:00+00"}
+    newest = put_set(settings, 2, reference=reference)
+    assert sets.choose(settings, None, None) == newest
+    assert sets.choose(settings, None, EPOCH + timedelta(hours=1.5)) == first
+
+
 def test_without_any_set_nothing_can_be_chosen(settings: Settings) -> None:
     with pytest.raises(OperationError, match=r"there is no backup set$"):
         sets.choose(settings, None, None)

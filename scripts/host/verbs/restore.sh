@@ -68,10 +68,10 @@ if ! restoring "$@"; then
     die 'the restore failed' 'the former database is in its place and runs' './stack backup list; ./stack restore --set an older one'
 fi
 step 'restoring objects'
-set -- restore objects
-[ -z "$TO" ] || set -- "$@" --to "$TO"
-[ -z "$SET" ] || [ -n "$TO" ] || set -- "$@" --set "$chosen"
-if start_stores && ops "$@" && start_everything && ops restore verify; then
+set --
+[ -z "$TO" ] || set -- --to "$TO"
+[ -z "$SET" ] || [ -n "$TO" ] || set -- --set "$chosen"
+if start_stores && ops restore objects "$@" && start_everything && ops restore verify "$@" && smoke_test; then
     say
     say "Restored, verified and running: $(stack_url)"
     exit 0

@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -25,6 +27,8 @@ BACKUP_TIMEOUT_SECONDS = 6 * 3600
 ARCHIVE_TIMEOUT_SECONDS = 120
 WAL_NAME_LENGTH = 24
 CONFIGURATION = Path("/tmp/barman.conf")
+SEGMENT_BYTES = 16 << 20
+SEGMENTS_PER_LOG = (1 << 32) // SEGMENT_BYTES
 
 
 @dataclass(frozen=True)
@@ -191,9 +195,9 @@ def chain(backups: list[BaseBackup], backup_id: str) -> list[BaseBackup]:
 
 
 def archive(settings: Settings) -> None:
-    """Move complete segments from the receiver's folder into the archive (compressed)."""
+    """Move complete segments and timeline histories from the receiver's folder into the archive."""
     streaming = home(settings) / "streaming"
-    if streaming.is_dir() and any(len(path.name) == WAL_NAME_LENGTH for path in streaming.iterdir()):
+    if streaming.is_dir() and any(path.suffix != ".partial" for path in streaming.iterdir()):
         call(settings, "archive-wal", SERVER)
 
 
@@ -225,39 +229,104 @@ def wal_files(settings: Settings) -> list[Path]:
     )
 
 
-def timeline_at(settings: Settings, moment: datetime | None) -> int | None:
-    """Return the timeline that was written at a moment (None: at last), or None without any log.
+def segment_at(settings: Settings, moment: datetime) -> str | None:
+    """Return the segment that was being written at a moment, or None if the log ends before.
 
-    A segment has the time at which its last byte came: the first one that ended after the
-    moment was being written then. Each restore begins a timeline, each roll back goes on with
-    an earlier one, so the highest number says nothing.
+    Its file has the time at which its last byte came: it is the first that ended afterwards.
     """
-    streaming = home(settings) / "streaming"
     aside = settings.backups / "barman" / "aside"
-    received = [*streaming.glob("*"), *aside.glob("*")]
+    received = [*(home(settings) / "streaming").glob("*"), *aside.glob("*")]
     files = wal_files(settings) + [path for path in received if len(path.name) >= WAL_NAME_LENGTH]
-    ends = sorted((path.stat().st_mtime, path.name) for path in files)
-    if not ends:
-        return None
-    later = [name for end, name in ends if moment and end >= moment.timestamp()]
-    return int((later[0] if later else ends[-1][1])[:8], 16)
+    ends = sorted((path.stat().st_mtime, path.name[:WAL_NAME_LENGTH]) for path in files)
+    return next((name for end, name in ends if end >= moment.timestamp()), None)
 
 
-def missing_wal(names: list[str], begin: str, end: str) -> list[str]:
-    """Given the names of archived segments of one timeline, return those missing in [begin, end].
+def lsn_number(lsn: str) -> int:
+    """Return a place in the log as a number of bytes: "1/A000028" is 0x1_0A000028."""
+    high, _, low = lsn.partition("/")
+    return (int(high, 16) << 32) + int(low, 16)
 
-    A name is 8 hexadecimal digits each of timeline, log and segment; a log has 256 segments
-    of 16 MB.
-    """
+
+def segment_number(wal_file: str) -> int:
+    """Return the number of a segment: 8 hexadecimal digits each of timeline, log and segment."""
+    return int(wal_file[8:16], 16) * SEGMENTS_PER_LOG + int(wal_file[16:], 16)
+
+
+def segment_name(timeline: int, number: int) -> str:
+    """Return the name of a segment of a timeline."""
+    return f"{timeline:08X}{number // SEGMENTS_PER_LOG:08X}{number % SEGMENTS_PER_LOG:08X}"
+
+
+def missing_wal(names: Iterable[str], begin: str, end: str) -> list[str]:
+    """Given the names of archived segments, return those missing in [begin, end] of one timeline."""
     have = set(names)
+    wanted = range(segment_number(begin), segment_number(end) + 1)
+    return [
+        name for name in (segment_name(int(begin[:8], 16), number) for number in wanted) if name not in have
+    ]
 
-    def number(name: str) -> int:
-        return int(name[8:16], 16) * 256 + int(name[16:], 16)
 
-    wanted = (
-        f"{begin[:8]}{value // 256:08X}{value % 256:08X}" for value in range(number(begin), number(end) + 1)
+@dataclass(frozen=True)
+class Branch:
+    """A timeline that the present one comes from, and the place where it was left."""
+
+    timeline: int
+    left_at: int
+
+
+def parse_history(text: str) -> list[Branch]:
+    """Return the ancestors in a timeline history file, the oldest first.
+
+    A line is: timeline, place, reason (PostgreSQL's src/backend/access/transam/timeline.c).
+    """
+    found = []
+    for line in text.splitlines():
+        words = line.split("#")[0].split()
+        if words:
+            found.append(Branch(int(words[0]), lsn_number(words[1])))
+    return found
+
+
+def ancestry(settings: Settings) -> list[Branch]:
+    """Return the timelines that lead to the present one, the oldest first, the present one last.
+
+    Each restore and each roll back begins a new timeline; the present one is the newest.
+    """
+    names = [path.name for path in wal_files(settings)]
+    histories = sorted((home(settings) / "wals").glob("*.history"))
+    newest = max(
+        [int(name[:8], 16) for name in names] + [int(path.stem, 16) for path in histories], default=1
     )
-    return [name for name in wanted if name not in have]
+    path = home(settings) / "wals" / f"{newest:08X}.history"
+    ancestors = parse_history(path.read_text(encoding="utf-8")) if path.exists() else []
+    return [*ancestors, Branch(newest, sys.maxsize)]
+
+
+def missing_after(settings: Settings, begin: str, moment: datetime | None = None) -> list[str]:
+    """Return the segments missing from `begin` to the newest archived one, along the ancestry.
+
+    None are, if the log up to `moment` is there: a gap came later.
+    """
+    names = [path.name for path in wal_files(settings)]
+    missing = []
+    first = segment_number(begin)
+    for branch in ancestry(settings):
+        if branch.timeline < int(begin[:8], 16):
+            continue
+        own = [segment_number(name) for name in names if int(name[:8], 16) == branch.timeline]
+        # The segment in which a timeline was left is whole on the next one.
+        last = max(own, default=-1) if branch.left_at == sys.maxsize else branch.left_at // SEGMENT_BYTES - 1
+        if last >= first:
+            missing += missing_wal(
+                names, segment_name(branch.timeline, first), segment_name(branch.timeline, last)
+            )
+            first = last + 1
+    if moment and missing:
+        number = segment_number(missing[0]) - 1
+        ends = [path.stat().st_mtime for path in wal_files(settings) if segment_number(path.name) == number]
+        if ends and max(ends) >= moment.timestamp():
+            return []
+    return missing
 
 
 def forget_obsolete(settings: Settings) -> list[str]:

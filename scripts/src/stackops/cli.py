@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
 
     restore_verb = verbs.add_parser("restore", help="the steps of ./stack restore")
     actions = restore_verb.add_subparsers(dest="action", required=True)
-    for name in ("plan", "database", "objects"):
+    for name in ("plan", "database", "objects", "verify"):
         step = actions.add_parser(name)
         step.add_argument("--set")
         step.add_argument("--to")
@@ -89,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
             step.add_argument("--replace", action="store_true")
         if name == "database":
             step.add_argument("--own-moment", action="store_true")
-    for name in ("verify", "roll-back", "keep", "forget-kept"):
+    for name in ("roll-back", "keep"):
         actions.add_parser(name).add_argument("--json", action="store_true")
     verbs.add_parser("smoke", help="use the running stack through nginx; the password comes on stdin")
     return parser
@@ -170,12 +169,8 @@ def _restore(settings: Settings, arguments: argparse.Namespace) -> None:
     action = arguments.action
     if action == "roll-back":
         facts = restore.roll_back(settings)
-    elif action == "verify":
-        facts = restore.verify(settings)
     elif action == "keep":
         facts = restore.keep(settings, "upgrade")
-    elif action == "forget-kept":
-        facts = {"forgotten": restore.forget_kept(settings, settings.keep_days)}
     else:
         moment = restore.parse_moment(arguments.to) if arguments.to else None
         if action == "plan":
@@ -188,9 +183,10 @@ def _restore(settings: Settings, arguments: argparse.Namespace) -> None:
             target = restore.target_of(settings, manifest, named, moment)
             facts = restore.database(settings, manifest.id, target)
         else:
-            if arguments.set:
+            if arguments.set and moment is None:
                 moment = sets.read(settings, arguments.set).objects_moment
-            facts = restore.bring_objects_back(settings, moment or datetime.now(UTC))
+            step = restore.verify if action == "verify" else restore.bring_objects_back
+            facts = step(settings, moment)
     _print(facts, as_json=arguments.json)
 
 

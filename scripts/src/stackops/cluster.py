@@ -36,24 +36,23 @@ PostgreSQL takes 999 at most."""
 class Target:
     """Where recovery ends: at a named place, at a moment, or (both None) at the end of the log.
 
-    `timeline` is a number, or "current" for that of the base backup. PostgreSQL's own choice,
-    the highest number, may be one that was left by a roll back or begun after the moment.
+    `timeline` is the branch of the log to follow; without, the one of the present database.
     """
 
     name: str | None = None
     moment: datetime | None = None
-    timeline: str = "current"
+    timeline: int | None = None
 
     def settings(self) -> list[str]:
         """Return the lines of postgresql.auto.conf."""
-        timeline = f"recovery_target_timeline = '{self.timeline}'"
+        lines = [f"recovery_target_timeline = '{self.timeline or 'latest'}'"]
         if self.name:
-            end = f"recovery_target_name = '{self.name}'"
+            lines.append(f"recovery_target_name = '{self.name}'")
         elif self.moment:
-            end = f"recovery_target_time = '{self.moment.isoformat()}'"
+            lines.append(f"recovery_target_time = '{self.moment.isoformat()}'")
         else:
-            return [timeline]
-        return [timeline, end, "recovery_target_action = 'promote'"]
+            return lines
+        return [*lines, "recovery_target_action = 'promote'"]
 
 
 def lay_out(settings: Settings, manifest: sets.Manifest, folder: Path, target: Target) -> None:
@@ -67,11 +66,32 @@ def lay_out(settings: Settings, manifest: sets.Manifest, folder: Path, target: T
         timeout_seconds=LAY_OUT_TIMEOUT_SECONDS,
     )
     folder.chmod(0o700)
-    config = barman.configure(settings)
-    fetch = f'barman --config {config} --quiet get-wal --partial {barman.SERVER} %f > "%p"'
-    lines = [f"restore_command = '{fetch}'", *target.settings()]
-    # What the backup had there belongs to that server; ours gives its settings by other ways.
-    (folder / "postgresql.auto.conf").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    _recover(settings, folder, target.settings())
+
+
+def branch(settings: Settings, folder: Path) -> None:
+    """Let a cluster that was stopped and kept go on, on a new timeline.
+
+    The archive has newer timelines by now: on its own one, the next recovery would leave it.
+    """
+    lines = [
+        "recovery_target_timeline = 'current'",
+        "recovery_target = 'immediate'",
+        "recovery_target_action = 'promote'",
+    ]
+    _recover(settings, folder, lines)
+    with running(settings, folder):
+        pass
+    finish(folder)
+
+
+def _recover(settings: Settings, folder: Path, lines: list[str]) -> None:
+    """Prepare a cluster for recovery. What it had in postgresql.auto.conf belongs to another server."""
+    fetch = (
+        f'barman --config {barman.configure(settings)} --quiet get-wal --partial {barman.SERVER} %f > "%p"'
+    )
+    text = "\n".join([f"restore_command = '{fetch}'", *lines])
+    (folder / "postgresql.auto.conf").write_text(text + "\n", encoding="utf-8")
     (folder / "recovery.signal").touch()
 
 

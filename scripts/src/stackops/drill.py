@@ -66,7 +66,7 @@ def _restore_and_use(
     settings: Settings, manifest: sets.Manifest, work: Path
 ) -> tuple[dict[str, Any], list[str]]:
     folder = work / "17"
-    cluster.lay_out(settings, manifest, folder, cluster.Target(name=manifest.reference["name"]))
+    cluster.lay_out(settings, manifest, folder, restore.target_of(settings, manifest, manifest.id, None))
     objects.lay_out(settings, manifest.objects_moment, work / "objects")
     expected = objects.read_inventory(sets.folder(settings, manifest.id) / sets.INVENTORY)
     problems = [

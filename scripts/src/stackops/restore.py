@@ -58,12 +58,13 @@ def target_of(
     settings: Settings, manifest: sets.Manifest, set_id: str | None, moment: datetime | None
 ) -> cluster.Target:
     """Return where recovery ends: --to; the set's own place for --set; else the end of the log."""
-    if set_id and not moment:
-        return cluster.Target(name=manifest.reference["name"])
-    timeline = barman.timeline_at(settings, moment)
-    if timeline in {None, int(manifest.begin_wal[:8], 16)}:
+    if not set_id:
         return cluster.Target(moment=moment)
-    return cluster.Target(moment=moment, timeline=str(timeline))
+    if not moment:
+        return cluster.Target(name=manifest.reference["name"], timeline=manifest.reference["timeline"])
+    # The set may be one of a branch that a restore left: by its name it can still be reached.
+    segment = barman.segment_at(settings, moment)
+    return cluster.Target(moment=moment, timeline=int(segment[:8], 16) if segment else None)
 
 
 def plan(settings: Settings, set_id: str | None, moment: datetime | None, *, replace: bool) -> Plan:
@@ -87,7 +88,10 @@ def plan(settings: Settings, set_id: str | None, moment: datetime | None, *, rep
         )
     problems = sets.verify(settings, manifest)
     if not set_id:
-        problems += missing_log_after(settings, manifest, moment)
+        if moment:
+            _refuse_a_left_branch(settings, moment)
+        gaps = barman.missing_after(settings, manifest.begin_wal, moment)
+        problems += [f"log segment {name}: missing" for name in gaps]
     if problems:
         raise FailedError(
             f"the backup set {manifest.id} is damaged; nothing was changed:\n" + "\n".join(problems),
@@ -135,23 +139,21 @@ def check_version(manifest: sets.Manifest, mlflow: str, product: str) -> None:
             )
 
 
-def missing_log_after(
-    settings: Settings, manifest: sets.Manifest, moment: datetime | None = None
-) -> list[str]:
-    """Return a problem for each gap in the archived log from the set to its newest segment.
+def _refuse_a_left_branch(settings: Settings, moment: datetime) -> None:
+    """Raise OperationError for a moment whose state is no part of the present database's past.
 
-    A gap after `moment` is none: the segment before it was written to its end after that.
+    Recovery along the present branch would end where the restore left the other one, unnoticed.
     """
-    timeline = manifest.begin_wal[:8]
-    own = {path.name: path for path in barman.wal_files(settings) if path.name[:8] == timeline}
-    if not own:
-        return []
-    missing = barman.missing_wal(list(own), manifest.begin_wal, max(own))
-    if moment and missing:
-        before = [name for name in own if manifest.begin_wal <= name < missing[0]]
-        if before and own[max(before)].stat().st_mtime >= moment.timestamp():
-            return []
-    return [f"log segment {name}: missing" for name in missing]
+    segment = barman.segment_at(settings, moment)
+    if segment and not any(
+        branch.timeline == int(segment[:8], 16)
+        and barman.segment_number(segment) * barman.SEGMENT_BYTES <= branch.left_at
+        for branch in barman.ancestry(settings)
+    ):
+        raise OperationError(
+            f"what was there at {moment} was left by a later restore or roll back; nothing was changed",
+            "./stack backup list; ./stack restore --set one of that time, with the same --to",
+        )
 
 
 def database(settings: Settings, set_id: str, target: cluster.Target) -> dict[str, Any]:
@@ -254,26 +256,12 @@ def roll_back(settings: Settings) -> dict[str, Any]:
         )
     earlier = settings.kept / names[-1]
     note = state.read_json(earlier / KEPT_NOTE) or {"reason": "unknown"}
+    cluster.branch(settings, earlier / settings.database_folder.name)
     # Straight from where it is kept: wherever this is interrupted, both are kept or in place.
     kept = swap(settings, earlier / settings.database_folder.name, "roll back")
     barman.put_partial_aside(settings)
     backup.request_full(settings, "after a roll back")
     return {"back": names[-1], "kept": kept, "undone": note["reason"]}
-
-
-def forget_kept(settings: Settings, days: int) -> list[str]:
-    """Delete the kept clusters older than `days` and return their names."""
-    limit = datetime.now(UTC).timestamp() - days * backup.SECONDS_PER_DAY
-    gone = []
-    for name in kept_clusters(settings):
-        try:
-            moment = datetime.strptime(name, KEPT_STAMP).replace(tzinfo=UTC)
-        except ValueError:  # somebody else's
-            continue
-        if moment.timestamp() < limit:
-            shutil.rmtree(settings.kept / name)
-            gone.append(name)
-    return gone
 
 
 def bring_objects_back(settings: Settings, moment: datetime | None) -> dict[str, Any]:
@@ -287,22 +275,26 @@ def bring_objects_back(settings: Settings, moment: datetime | None) -> dict[str,
     return {"objects": count}
 
 
-def verify(settings: Settings) -> dict[str, Any]:
+def verify(settings: Settings, moment: datetime | None) -> dict[str, Any]:
     """Check the running, restored stack and return what was found.
 
-    Raise FailedError if the database does not answer, or an object that it names is not in
-    the bucket.
+    Objects that the database names and that the backup never had are counted: they were
+    missing before. Raise FailedError if the database does not answer, or if the bucket lacks
+    an object that the backup has.
     """
-    keys = objects.keys(settings)
-    with closing(postgres.connect(settings)) as connection:
-        missing = damage(connection, keys, objects.PREFIX)
-        rows = postgres.fetch_one(connection, "SELECT count(*) FROM runs")[0]
-    if missing:
+    there = objects.keys(settings)
+    lost = sorted(set(objects.locate(settings, moment or datetime.now(UTC))) - there)
+    if lost:
         raise FailedError(
-            "objects that the database names are not in the bucket:\n" + "\n".join(missing[:20]),
-            "docs/backup.md, when a drill fails",
+            f"{len(lost)} objects of the backup are not in the bucket: " + ", ".join(lost[:20]),
+            "./stack logs minio; ./stack restore --replace again",
         )
-    return {"runs": rows, "objects": len(keys)}
+    with closing(postgres.connect(settings)) as connection:
+        missing = damage(connection, there, objects.PREFIX)
+        rows = postgres.fetch_one(connection, "SELECT count(*) FROM runs")[0]
+    for line in missing:
+        print(f"missing already when it was backed up: {line}", flush=True)
+    return {"runs": rows, "objects": len(there), "missing_objects": len(missing)}
 
 
 def damage(connection: psycopg2.extensions.connection, keys: set[str], prefix: str) -> list[str]:

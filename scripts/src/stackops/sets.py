@@ -111,19 +111,29 @@ def complete(settings: Settings) -> list[Manifest]:
 def choose(settings: Settings, set_id: str | None, moment: datetime | None) -> Manifest:
     """Return the set to restore from: the named one, or the newest one not younger than `moment`.
 
-    Raise OperationError if there is none.
+    Sets of a branch that was left by a restore are only taken by name. Raise OperationError
+    if there is none.
     """
     if set_id:
         return read(settings, set_id)
-    found = [manifest for manifest in complete(settings) if moment is None or _base_time(manifest) <= moment]
+    branches = barman.ancestry(settings)
+    found = [
+        manifest
+        for manifest in complete(settings)
+        if leads_here(manifest, branches) and (moment is None or manifest.moment <= moment)
+    ]
     if not found:
         what = f"no backup set is older than {moment}" if moment else "there is no backup set"
         raise OperationError(what, "./stack backup list")
     return found[-1]
 
 
-def _base_time(manifest: Manifest) -> datetime:
-    return manifest.moment
+def leads_here(manifest: Manifest, branches: list[barman.Branch]) -> bool:
+    """Return whether the present state of the database comes from this set."""
+    place = barman.lsn_number(manifest.reference["lsn"])
+    return any(
+        branch.timeline == manifest.reference["timeline"] and place <= branch.left_at for branch in branches
+    )
 
 
 def verify(settings: Settings, manifest: Manifest) -> list[str]:
