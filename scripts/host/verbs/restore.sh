@@ -76,7 +76,7 @@ if start_stores && ops restore objects "$@" && start_everything && ops restore v
     say "Restored, verified and running: $(stack_url)"
     exit 0
 fi
-report_failure || :
+(report_failure) || :  # it exits where every container is well
 [ "$(fact replaces)" = true ] ||
     die 'the restore could not be verified' 'there was no former state to go back to' './stack status; then ./stack restore --replace --set an older one'
 put_back_former || die 'the restore could not be verified, and the former state does not start' 'both databases are kept' './stack status; ./stack rollback'

@@ -29,7 +29,7 @@ build_images
 migrate() { docker compose run --rm --no-deps -T prepare python -m stackserver.prepare --migrate; }
 
 back_to_former() {  # WHAT
-    report_failure || :
+    (report_failure) || :  # it exits where every container is well
     step 'going back to the former version'
     docker compose stop nginx mlflow cron backup postgres
     restoring restore roll-back
