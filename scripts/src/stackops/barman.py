@@ -7,11 +7,14 @@ pg_basebackup (incremental to the newest full one); the log comes by pg_receivew
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from stackops import command, postgres
@@ -23,6 +26,8 @@ BINARIES = Path("/usr/lib/postgresql/17/bin")
 BACKUP_TIMEOUT_SECONDS = 6 * 3600
 ARCHIVE_TIMEOUT_SECONDS = 120
 WAL_NAME_LENGTH = 24
+CONFIGURATION = Path("/tmp/barman.conf")
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 SEGMENT_BYTES = 16 << 20
 SEGMENTS_PER_LOG = (1 << 32) // SEGMENT_BYTES
 
@@ -55,10 +60,9 @@ def configure(settings: Settings) -> Path:
     """Write barman's configuration and return its path."""
     locks = settings.backups / "barman" / ".locks"
     locks.mkdir(parents=True, exist_ok=True)
-    path = Path("/tmp/barman.conf")
+    path = CONFIGURATION
     connection = f"host={settings.database_host} user={postgres.ROLE} connect_timeout=5"
-    path.write_text(
-        f"""[barman]
+    text = f"""[barman]
 barman_user = postgres
 barman_home = {settings.backups / "barman"}
 barman_lock_directory = {locks}
@@ -77,9 +81,12 @@ compression = zstd
 retention_policy = RECOVERY WINDOW OF {settings.keep_days} DAYS
 minimum_redundancy = {settings.keep_count}
 path_prefix = {BINARIES}
-""",
-        encoding="utf-8",
-    )
+"""
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        # In one step: another thread's barman may be reading it.
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
     return path
 
 
@@ -139,7 +146,8 @@ def _base_backup(settings: Settings, entry: dict) -> BaseBackup:
     return BaseBackup(
         id=entry["backup_id"],
         done=entry["status"] in {"DONE", "WAITING_FOR_WALS"},
-        obsolete=entry.get("retention_status", "").startswith("OBSOLETE"),
+        # "OBSOLETE*" is kept for minimum_redundancy: barman refuses to delete it.
+        obsolete=entry.get("retention_status") == "OBSOLETE",
         full=parent in {"None", ""},
         parent=None if parent in {"None", ""} else parent,
         begin_wal=info.get("begin_wal", ""),
@@ -222,6 +230,18 @@ def wal_files(settings: Settings) -> list[Path]:
     )
 
 
+def segment_at(settings: Settings, moment: datetime) -> str | None:
+    """Return the segment that was being written at a moment, or None if the log ends before.
+
+    Its file has the time at which its last byte came: it is the first that ended afterwards.
+    """
+    aside = settings.backups / "barman" / "aside"
+    received = [*(home(settings) / "streaming").glob("*"), *aside.glob("*")]
+    files = wal_files(settings) + [path for path in received if len(path.name) >= WAL_NAME_LENGTH]
+    ends = sorted((path.stat().st_mtime, path.name[:WAL_NAME_LENGTH]) for path in files)
+    return next((name for end, name in ends if end >= moment.timestamp()), None)
+
+
 def lsn_number(lsn: str) -> int:
     """Return a place in the log as a number of bytes: "1/A000028" is 0x1_0A000028."""
     high, _, low = lsn.partition("/")
@@ -268,6 +288,14 @@ def parse_history(text: str) -> list[Branch]:
     return found
 
 
+def _read_archived(path: Path) -> str:
+    """Return the text of a file of the archive; barman compresses what it archives."""
+    if path.read_bytes()[:4] != ZSTD_MAGIC:
+        return path.read_text(encoding="utf-8")
+    words = ["zstd", "--decompress", "--stdout", "--quiet", path]
+    return command.run(words, fix="./stack backup verify", timeout_seconds=60)
+
+
 def ancestry(settings: Settings) -> list[Branch]:
     """Return the timelines that lead to the present one, the oldest first, the present one last.
 
@@ -279,19 +307,15 @@ def ancestry(settings: Settings) -> list[Branch]:
         [int(name[:8], 16) for name in names] + [int(path.stem, 16) for path in histories], default=1
     )
     path = home(settings) / "wals" / f"{newest:08X}.history"
-    ancestors = []
-    if path.exists():  # compressed like everything in the archive
-        text = command.run(
-            ["zstd", "--decompress", "--force", "--stdout", "--quiet", path],
-            fix="./stack backup verify",
-            timeout_seconds=60,
-        )
-        ancestors = parse_history(text)
+    ancestors = parse_history(_read_archived(path)) if path.exists() else []
     return [*ancestors, Branch(newest, sys.maxsize)]
 
 
-def missing_after(settings: Settings, begin: str) -> list[str]:
-    """Return the segments missing from `begin` to the newest archived one, along the ancestry."""
+def missing_after(settings: Settings, begin: str, moment: datetime | None = None) -> list[str]:
+    """Return the segments missing from `begin` to the newest archived one, along the ancestry.
+
+    None are, if the log up to `moment` is there: a gap came later.
+    """
     names = [path.name for path in wal_files(settings)]
     missing = []
     first = segment_number(begin)
@@ -306,6 +330,11 @@ def missing_after(settings: Settings, begin: str) -> list[str]:
                 names, segment_name(branch.timeline, first), segment_name(branch.timeline, last)
             )
             first = last + 1
+    if moment and missing:
+        number = segment_number(missing[0]) - 1
+        ends = [path.stat().st_mtime for path in wal_files(settings) if segment_number(path.name) == number]
+        if ends and max(ends) >= moment.timestamp():
+            return []
     return missing
 
 

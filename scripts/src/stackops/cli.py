@@ -11,10 +11,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psycopg2
+
 from stackops import (
     backup,
     drill,
-    objects,
     offsite,
     protect,
     report,
@@ -154,8 +155,7 @@ def _backup(settings: Settings, arguments: argparse.Namespace) -> None:
     elif action == "fetch":
         facts = offsite.fetch(settings)
     elif action == "copy-objects":
-        objects.copy(settings)
-        facts = {}
+        facts = protect.copy_objects(settings)
     else:
         found = report.sets(settings) if action == "list" else report.status(settings)
         print(json.dumps(found) if arguments.json else "\n".join(report.lines(action, found)))
@@ -176,12 +176,15 @@ def _restore(settings: Settings, arguments: argparse.Namespace) -> None:
         if action == "plan":
             facts = asdict(restore.plan(settings, arguments.set, moment, replace=arguments.replace))
         elif action == "database":
+            if not arguments.set:
+                raise OperationError("no set is named", "name the one that `restore plan` chose: --set")
             manifest = sets.read(settings, arguments.set)
             named = arguments.set if arguments.own_moment else None
-            facts = restore.database(settings, manifest.id, restore.target_of(manifest, named, moment))
+            target = restore.target_of(settings, manifest, named, moment)
+            facts = restore.database(settings, manifest.id, target)
         else:
             if arguments.set and moment is None:
-                moment = sets.read(settings, arguments.set).moment
+                moment = sets.read(settings, arguments.set).objects_moment
             step = restore.verify if action == "verify" else restore.bring_objects_back
             facts = step(settings, moment)
     _print(facts, as_json=arguments.json)
@@ -220,6 +223,15 @@ def main() -> None:
             status = STATUS_BUSY
         elif isinstance(error, FailedError):
             status = STATUS_FAILED
-        head = "REFUSED" if status == STATUS_REFUSED else "error"
-        print(f"{head}: {error}\nfix: {error.fix}", file=sys.stderr)
+        _say("REFUSED" if status == STATUS_REFUSED else "error", str(error), error.fix)
         raise SystemExit(status) from None
+    except (OSError, psycopg2.OperationalError) as error:
+        if arguments.debug:
+            raise
+        fix = "has the volume room? is the database up? ./stack status; --debug shows where it was"
+        _say("error", str(error).strip(), fix)
+        raise SystemExit(STATUS_FAILED) from None
+
+
+def _say(head: str, what: str, fix: str) -> None:
+    print(f"{head}: {what}\nfix: {fix}", file=sys.stderr)

@@ -8,7 +8,7 @@ import subprocess
 from typing import Any
 
 from stackops import command
-from stackops.errors import OperationError
+from stackops.errors import FailedError, OperationError
 from stackops.settings import Settings
 
 TIMEOUT_SECONDS = 24 * 3600
@@ -29,13 +29,15 @@ SCRATCH = ("drill", "tree", "barman/.locks", "barman/aside", "state/*.lock")
 def credentials(text: str) -> dict[str, str]:
     """Return the variables of an environment file. Raise OperationError for one that is not known."""
     found = {}
-    for line in text.splitlines():
+    for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
-        name, _, value = line.partition("=")
-        if name not in CREDENTIAL_NAMES:
+        name, equals, value = line.partition("=")
+        if not equals or name not in CREDENTIAL_NAMES:
+            # A line without a name may be the secret itself.
+            what = f"'{name}' is not known" if equals else f"line {number} has no name"
             raise OperationError(
-                f"config/secrets/offsite_credentials: '{name}' is not known",
+                f"config/secrets/offsite_credentials: {what}",
                 f"use NAME=value lines with {', '.join(CREDENTIAL_NAMES)}",
             )
         found[name] = value
@@ -68,13 +70,19 @@ def _restic(settings: Settings, *words: str) -> str:
 
 def _make_repository(settings: Settings) -> None:
     """Make the repository if there is none. Raise FailedError if it cannot be opened."""
-    done = subprocess.run(
-        ["restic", "--no-cache", "cat", "config"],
-        env=_environment(settings),
-        capture_output=True,
-        timeout=QUICK_TIMEOUT_SECONDS,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            ["restic", "--no-cache", "cat", "config"],
+            env=_environment(settings),
+            capture_output=True,
+            timeout=QUICK_TIMEOUT_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise FailedError(
+            f"the off-site repository did not answer within {QUICK_TIMEOUT_SECONDS} s",
+            "is the repository reachable? docs/backup.md",
+        ) from error
     if done.returncode == NO_REPOSITORY_STATUS:
         _restic(settings, "init")
 

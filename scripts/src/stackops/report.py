@@ -10,6 +10,7 @@ from typing import Any
 from stackops import metrics, postgres, state
 from stackops import sets as backup_sets
 from stackops.errors import FailedError
+from stackops.healthy import STALE_SECONDS
 from stackops.settings import Settings
 
 DEAD_ROWS_SHOWN = 0.2
@@ -34,7 +35,7 @@ def sets(settings: Settings) -> list[dict[str, Any]]:
 def status(settings: Settings) -> dict[str, Any]:
     """Return jobs, continuous backup, database care, and what is wrong with any of them."""
     problems = []
-    now = datetime.now().astimezone()
+    now = metrics.local_now()
     jobs = {}
     results = state.results(settings.backups)
     for job, schedule in settings.schedules.items():
@@ -61,6 +62,8 @@ def status(settings: Settings) -> dict[str, Any]:
         parts[part] = value
         if not value["ok"]:
             problems.append(f"continuous backup, {part}: {value['error']}")
+        elif part == "log" and time.time() - value["at"] > STALE_SECONDS:
+            problems.append(f"continuous backup, {part}: nothing since {_iso(value['at'])}")
     return {
         "jobs": jobs,
         "continuous": parts,

@@ -7,6 +7,7 @@ there then, and the sealed secrets: `/backups/sets/ID/{manifest.json, objects.js
 from __future__ import annotations
 
 import shutil
+import sys
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,6 +43,7 @@ class Manifest:
     reference: dict[str, Any]
     objects: int
     object_bytes: int
+    objects_time: str
     database_bytes: int
     files: dict[str, str]
     seconds: float
@@ -50,6 +52,15 @@ class Manifest:
     def moment(self) -> datetime:
         """The moment of the reference point."""
         return datetime.fromisoformat(self.reference["time"])
+
+    @property
+    def objects_moment(self) -> datetime:
+        """The moment for objects.locate that gives exactly the objects of the inventory.
+
+        It is a little later than the reference point: what was replaced just before that had
+        not been copied yet.
+        """
+        return datetime.fromisoformat(self.objects_time)
 
 
 def folder(settings: Settings, set_id: str) -> Path:
@@ -64,21 +75,37 @@ def write(settings: Settings, manifest: Manifest) -> None:
 
 def read(settings: Settings, set_id: str) -> Manifest:
     """Return a set's manifest. Raise OperationError if there is none that this version can read."""
-    value = read_json(folder(settings, set_id) / "manifest.json")
+    path = folder(settings, set_id) / "manifest.json"
+    try:
+        value = read_json(path)
+    except (OSError, ValueError) as error:
+        raise FailedError(f"{path} cannot be read: {error}", "./stack backup list") from error
     if value is None:
         raise OperationError(f"there is no backup set {set_id}", "./stack backup list")
-    if value.get("format") != FORMAT:
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        found = value.get("format") if isinstance(value, dict) else None
         raise OperationError(
-            f"the backup set {set_id} has the format {value.get('format')}, this version reads {FORMAT}",
+            f"the backup set {set_id} has the format {found}, this version reads {FORMAT}",
             "use the version of the stack that made it",
         )
-    return Manifest(**value)
+    try:
+        return Manifest(**value)
+    except TypeError as error:
+        raise FailedError(f"{path} cannot be read: {error}", "./stack backup list") from error
 
 
 def complete(settings: Settings) -> list[Manifest]:
-    """Return the complete sets, the oldest first."""
-    paths = sorted((settings.backups / "sets").glob("*/manifest.json"))
-    return [read(settings, path.parent.name) for path in paths]
+    """Return the complete sets, the oldest first.
+
+    One that cannot be read is named on stderr: it must keep nobody from the others.
+    """
+    found = []
+    for path in sorted((settings.backups / "sets").glob("*/manifest.json")):
+        try:
+            found.append(read(settings, path.parent.name))
+        except OperationError as error:
+            print(f"left out: {error}", file=sys.stderr, flush=True)
+    return found
 
 
 def choose(settings: Settings, set_id: str | None, moment: datetime | None) -> Manifest:
@@ -128,7 +155,7 @@ def verify(settings: Settings, manifest: Manifest) -> list[str]:
     problems += _verify_log(settings, manifest)
     if not problems:
         expected = objects.read_inventory(own / INVENTORY)
-        problems += objects.check(settings, manifest.moment, expected)
+        problems += objects.check(settings, manifest.objects_moment, expected)
     return problems
 
 

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import secrets
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,11 +34,15 @@ def write_json(path: Path, value: Any) -> None:
     """Write a JSON file in one step: a reader sees the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(value, file, indent=1, sort_keys=True)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # a full volume: written again every few seconds
+        raise
 
 
 def read_json(path: Path) -> Any | None:
@@ -57,13 +62,13 @@ def results(backups: Path) -> dict[str, JobResult]:
 
 
 @contextmanager
-def only_one(backups: Path, name: str) -> Iterator[None]:
-    """Hold a lock of the backup volume. Raise BusyError if another process has it."""
+def only_one(backups: Path, name: str, *, wait: bool = False) -> Iterator[None]:
+    """Hold a lock of the backup volume. If another one has it, wait or raise BusyError."""
     path = backups / "state" / f"{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise BusyError(f"another {name} is at work; this one did nothing", "wait for it") from error
         yield
@@ -92,5 +97,8 @@ def record(backups: Path, job: str, action: Callable[[], dict[str, Any]]) -> dic
             raise
         finally:
             result.seconds = time.time() - started
-            write_json(path, asdict(result))
+            try:
+                write_json(path, asdict(result))
+            except OSError as failure:  # the volume is full: what the action said matters more
+                print(f"{job}: the result cannot be written: {failure}", file=sys.stderr, flush=True)
         return result.facts
