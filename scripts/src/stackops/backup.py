@@ -63,8 +63,29 @@ def check_identity(settings: Settings, found: str) -> None:
         raise OperationError(
             f"the database ({found}) is not the one that the backups are from "
             f"({known['system_identifier']}): its volume was lost or replaced",
-            "./stack restore brings the data back; to begin anew: another BACKUP_FOLDER in .env",
+            "./stack restore brings the data back; ./stack backup begin-anew keeps the new database",
         )
+
+
+def begin_anew(settings: Settings) -> dict[str, Any]:
+    """Put the sets and the log of another database aside: this one begins with none.
+
+    The copy of the bucket goes on; if the bucket is another one too, its copy is put aside.
+    """
+    aside = settings.backups / "former" / datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
+    aside.mkdir(parents=True)
+    paths = [settings.backups / name for name in ("barman", "sets", "state/identity.json", "state/jobs")]
+    try:
+        objects.check_bucket(settings, mark=False)
+    except FailedError:  # the storage is away: its copy stays
+        pass
+    except OperationError:
+        paths.append(settings.backups / "objects")
+    for path in paths:
+        if path.exists():
+            path.rename(aside / path.name)
+    request_full(settings, "begun anew")
+    return {"aside": str(aside)}
 
 
 def run(settings: Settings, *, full: bool = False, label: str = "") -> dict[str, Any]:

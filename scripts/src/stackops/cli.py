@@ -16,6 +16,7 @@ import psycopg2
 from stackops import (
     backup,
     drill,
+    major,
     offsite,
     protect,
     report,
@@ -74,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         proof = actions.add_parser(name)
         proof.add_argument("set", nargs="?")
         proof.add_argument("--json", action="store_true")
-    for name in ("offsite", "fetch", "copy-objects"):
+    for name in ("offsite", "fetch", "copy-objects", "begin-anew"):
         actions.add_parser(name).add_argument("--json", action="store_true")
 
     restore_verb = verbs.add_parser("restore", help="the steps of ./stack restore")
@@ -88,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
             step.add_argument("--replace", action="store_true")
         if name == "database":
             step.add_argument("--own-moment", action="store_true")
-    for name in ("roll-back", "keep"):
+    for name in ("roll-back", "keep", "former", "move-over"):
         actions.add_parser(name).add_argument("--json", action="store_true")
     verbs.add_parser("smoke", help="use the running stack through nginx; the password comes on stdin")
     return parser
@@ -154,6 +155,8 @@ def _backup(settings: Settings, arguments: argparse.Namespace) -> None:
         facts = _job(settings, "offsite")
     elif action == "fetch":
         facts = offsite.fetch(settings)
+    elif action == "begin-anew":
+        facts = backup.begin_anew(settings)
     elif action == "copy-objects":
         facts = protect.copy_objects(settings)
     else:
@@ -171,6 +174,10 @@ def _restore(settings: Settings, arguments: argparse.Namespace) -> None:
         facts = restore.roll_back(settings)
     elif action == "keep":
         facts = restore.keep(settings, "upgrade")
+    elif action == "former":
+        facts = major.former(settings)
+    elif action == "move-over":
+        facts = major.move_over(settings)
     else:
         moment = restore.parse_moment(arguments.to) if arguments.to else None
         if action == "plan":

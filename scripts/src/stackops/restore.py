@@ -189,6 +189,11 @@ def database(settings: Settings, set_id: str, target: cluster.Target) -> dict[st
     return {"kept": kept, "rows": rows}
 
 
+def present_cluster(settings: Settings) -> Path | None:
+    """Return the folder of the cluster that is in its place: of this major version, or a former one."""
+    return next((path.parent for path in sorted(settings.data.glob("[0-9]*/PG_VERSION"))), None)
+
+
 def swap(settings: Settings, fresh: Path, reason: str) -> str | None:
     """Put a cluster into the place of the present one and return the folder that keeps that one.
 
@@ -196,15 +201,14 @@ def swap(settings: Settings, fresh: Path, reason: str) -> str | None:
     """
     stamp = datetime.now(UTC).strftime(KEPT_STAMP)
     kept = settings.kept / stamp
-    present = settings.database_folder
-    there = present.exists()
-    if there:
+    present = present_cluster(settings)
+    if present:
         kept.mkdir(parents=True)
         state.write_json(kept / KEPT_NOTE, {"reason": reason, "time": stamp})
         present.rename(kept / present.name)
-    fresh.rename(present)
+    fresh.rename(settings.data / fresh.name)
     shutil.rmtree(fresh.parent, ignore_errors=True)
-    return kept.name if there else None
+    return kept.name if present else None
 
 
 def keep(settings: Settings, reason: str) -> dict[str, Any]:
@@ -237,11 +241,10 @@ def keep(settings: Settings, reason: str) -> dict[str, Any]:
     return {"kept": stamp, "bytes": needed}
 
 
-def kept_clusters(settings: Settings) -> list[str]:
-    """Return the names of the clusters that are kept, the oldest first."""
+def kept_clusters(settings: Settings) -> list[Path]:
+    """Return the folders of the clusters that are kept, the one that was kept first first."""
     # With the cluster in it: a restore may have been interrupted after it made the folder.
-    names = {path.parent.name for path in settings.kept.glob(f"*/{settings.database_folder.name}")}
-    return sorted(name for name in names if not name.startswith("."))
+    return sorted(path.parent for path in settings.kept.glob("[0-9]*/[0-9]*/PG_VERSION"))
 
 
 def roll_back(settings: Settings) -> dict[str, Any]:
@@ -249,19 +252,24 @@ def roll_back(settings: Settings) -> dict[str, Any]:
 
     Raise OperationError if none is kept.
     """
-    names = kept_clusters(settings)
-    if not names:
+    found = kept_clusters(settings)
+    if not found:
         raise OperationError(
             "no earlier database is kept", "./stack backup list; ./stack restore --to a moment"
         )
-    earlier = settings.kept / names[-1]
-    note = state.read_json(earlier / KEPT_NOTE) or {"reason": "unknown"}
-    cluster.branch(settings, earlier / settings.database_folder.name)
+    earlier = found[-1]
+    note = state.read_json(earlier.parent / KEPT_NOTE) or {"reason": "unknown"}
+    other_major = earlier.name != settings.database_folder.name
+    if not other_major:
+        cluster.branch(settings, earlier)
     # Straight from where it is kept: wherever this is interrupted, both are kept or in place.
-    kept = swap(settings, earlier / settings.database_folder.name, "roll back")
-    barman.put_partial_aside(settings)
-    backup.request_full(settings, "after a roll back")
-    return {"back": names[-1], "kept": kept, "undone": note["reason"]}
+    kept = swap(settings, earlier, "roll back")
+    if other_major:
+        backup.begin_anew(settings)
+    else:
+        barman.put_partial_aside(settings)
+        backup.request_full(settings, "after a roll back")
+    return {"back": earlier.parent.name, "kept": kept, "undone": note["reason"]}
 
 
 def bring_objects_back(settings: Settings, moment: datetime | None) -> dict[str, Any]:
