@@ -201,7 +201,7 @@ def test_a_drill_proves_a_set_and_finds_what_is_missing(protected: Stack) -> Non
     assert failed.returncode == 1
     assert f"no object artifacts/{key}/MLmodel" in failed.stderr
     assert "model drilled@champion does not load" in failed.stderr
-    assert "job drill" in protected.verb("status", check=False).stderr
+    assert "FAILED" in protected.verb("status", check=False).stdout
     metrics = protected.verb("metrics").stdout
     assert 'stack_job_ok{job="drill"} 0.0' in metrics
     assert "stack_drill_missing_objects 2.0" in metrics

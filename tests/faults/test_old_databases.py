@@ -88,6 +88,11 @@ def load(stack: Stack, version: str) -> None:
     dump = gzip.decompress((OLD / version / "database.sql.gz").read_bytes())
     psql = ("psql", "-h", "/run/postgresql", "-U", "postgres", "-d", "mlflow", "-qv", "ON_ERROR_STOP=1")
     fed(stack, b"SET ROLE mlflow;\n" + dump, "exec", "-T", "postgres", *psql)
+    unpack_artifacts(stack, version)
+
+
+def unpack_artifacts(stack: Stack, version: str) -> None:
+    """Put an old server's artifacts into the bucket."""
     artifacts = (OLD / version / "artifacts.tar.gz").read_bytes()
     fed(stack, artifacts, "run", "--rm", "--no-deps", "-T", "mlflow", "python", "-c", UNPACK)
 

@@ -351,6 +351,15 @@ def forget_obsolete(settings: Settings) -> list[str]:
     return gone
 
 
+def keep_histories(settings: Settings, cluster: Path) -> None:
+    """Archive the timeline histories of a stopped cluster: their numbers are taken from now on."""
+    streaming = home(settings) / "streaming"
+    streaming.mkdir(parents=True, exist_ok=True)
+    for path in (cluster / "pg_wal").glob("*.history"):
+        if not (home(settings) / "wals" / path.name).exists():
+            shutil.copyfile(path, streaming / path.name)
+
+
 def put_partial_aside(settings: Settings) -> None:
     """Empty the receiver's folder after a restore: the log goes on elsewhere, on a new timeline."""
     archive(settings)

@@ -165,6 +165,7 @@ def database(settings: Settings, set_id: str, target: cluster.Target) -> dict[st
     manifest = sets.read(settings, set_id)
     fresh = settings.data / "restoring" / "17"
     cluster.lay_out(settings, manifest, fresh, target)
+    cluster.reach(settings, fresh, target)
     with cluster.running(settings, fresh) as socket, closing(cluster.connect(socket)) as connection:
         found = postgres.digests(connection)
         connection.rollback()
@@ -182,6 +183,7 @@ def database(settings: Settings, set_id: str, target: cluster.Target) -> dict[st
             connection, "SELECT pg_create_physical_replication_slot(%s, true)", (postgres.SLOT,)
         )
     cluster.finish(fresh)
+    barman.keep_histories(settings, fresh)
     barman.put_partial_aside(settings)
     kept = swap(settings, fresh, f"restore of {set_id}")
     backup.request_full(settings, "after a restore")
