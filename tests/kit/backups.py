@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stackops import barman, objects, sets
+from stackops.files import sha256_of
 from stackops.settings import JOBS, Settings
 
 EPOCH = datetime(2025, 11, 21, 8, 0, tzinfo=UTC)
@@ -86,6 +87,7 @@ def put_wal(settings: Settings, *names: str, contents: bytes = b"log") -> None:
         path = barman.home(settings) / "wals" / name[:16] / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(contents)
+    barman.note_digests(settings)
 
 
 def put_object(settings: Settings, key: str, contents: bytes, folder: Path | None = None) -> Path:
@@ -103,7 +105,7 @@ def put_set(settings: Settings, hours: float = 0, **more: Any) -> sets.Manifest:
     inventory = objects.inventory(settings, {})
     objects.write_inventory(folder / sets.INVENTORY, inventory)
     (folder / sets.SEALED).write_bytes(b"sealed")
-    files = {name: objects.sha256_of(folder / name) for name in (sets.INVENTORY, sets.SEALED)}
+    files = {name: sha256_of(folder / name) for name in (sets.INVENTORY, sets.SEALED)}
     made = manifest(hours, files=files, objects=len(inventory), **more)
     barman.data_folder(settings, made.id).mkdir(parents=True)
     put_wal(settings, *(wal_name(number) for number in range(2, 5)))

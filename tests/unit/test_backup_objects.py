@@ -23,6 +23,7 @@ from kit.backups import EPOCH, program, put_object, settings_in, tree_of
 from kit.stack import free_port
 from stackops import objects, state
 from stackops.errors import BusyError, FailedError, OperationError
+from stackops.files import sha256_of
 from stackops.settings import Settings
 
 RCLONE = shutil.which("rclone", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
@@ -147,7 +148,7 @@ def test_an_unchanged_file_keeps_its_digest_and_a_changed_one_gets_its_own(setti
     changed.write_bytes(b"after!")
     os.utime(changed, ns=(0, first["b"].modified_ns + 1))
     second = {stored.key: stored.sha256 for stored in objects.inventory(settings, known)}
-    assert second == {"a": "f" * 64, "b": objects.sha256_of(changed)}
+    assert second == {"a": "f" * 64, "b": sha256_of(changed)}
 
 
 @given(

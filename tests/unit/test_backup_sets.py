@@ -39,7 +39,6 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     script = 'for data; do :; done; [ ! -e "$data/damage" ] || { echo base/1/2 has size 1 >&2; exit 1; }'
     program(tmp_path / "bin", "pg_verifybackup", script)
-    program(tmp_path / "bin", "zstd", 'for file; do :; done; ! grep damage "$file"')
     return settings_in(tmp_path)
 
 
@@ -156,7 +155,7 @@ def _lose_a_segment(settings: Settings, made: sets.Manifest) -> str:
 
 def _damage_a_segment(settings: Settings, made: sets.Manifest) -> str:
     put_wal(settings, wal_name(4), contents=b"damage")
-    return f"log segment {wal_name(4)}: zstd failed"
+    return f"log segment {wal_name(4)}: other bytes"
 
 
 def _damage_the_base(settings: Settings, made: sets.Manifest) -> str:

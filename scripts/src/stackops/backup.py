@@ -18,6 +18,7 @@ from typing import Any
 import stackops
 from stackops import barman, objects, postgres, sets, state
 from stackops.errors import FailedError, OperationError
+from stackops.files import sha256_of
 from stackops.settings import Settings
 from stackops.state import read_json, write_json
 
@@ -150,7 +151,7 @@ def _complete(settings: Settings, base: barman.BaseBackup, label: str, started: 
         object_bytes=sum(stored.bytes for stored in inventory),
         objects_time=copied.isoformat(),
         database_bytes=bytes_,
-        files={name: objects.sha256_of(folder / name) for name in (sets.INVENTORY, sets.SEALED)},
+        files={name: sha256_of(folder / name) for name in (sets.INVENTORY, sets.SEALED)},
         seconds=time.time() - started,
     )
     sets.write(settings, manifest)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import sys
 import threading
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from stackops import command, postgres
 from stackops.errors import FailedError
+from stackops.files import sha256_of
 from stackops.settings import Settings
 
 SERVER = "mlflow"
@@ -200,6 +202,34 @@ def archive(settings: Settings) -> None:
     streaming = home(settings) / "streaming"
     if streaming.is_dir() and any(path.suffix != ".partial" for path in streaming.iterdir()):
         call(settings, "archive-wal", SERVER)
+    note_digests(settings)
+
+
+def _digest_file(settings: Settings, wal_file: str) -> Path:
+    return settings.backups / "wal-sha256" / wal_file
+
+
+def note_digests(settings: Settings) -> None:
+    """Keep the SHA-256 of each segment that was archived: its compression has no checksum."""
+    for path in wal_files(settings):
+        digest = _digest_file(settings, path.name)
+        if not digest.exists():
+            digest.parent.mkdir(exist_ok=True)
+            unfinished = digest.with_name(f".{path.name}.{secrets.token_hex(4)}")
+            unfinished.write_text(sha256_of(path), encoding="utf-8")
+            unfinished.replace(digest)
+
+
+def damaged_wal(settings: Settings, begin: str, end: str | None = None) -> list[str]:
+    """Return the archived segments from `begin` to `end` (or the newest) that have other bytes now."""
+    damaged = []
+    for path in wal_files(settings):
+        if path.name < begin or (end and path.name > end):
+            continue
+        digest = _digest_file(settings, path.name)
+        if not digest.exists() or digest.read_text(encoding="utf-8") != sha256_of(path):
+            damaged.append(path.name)
+    return damaged
 
 
 def archived(settings: Settings, wal_file: str) -> bool:
@@ -348,6 +378,10 @@ def forget_obsolete(settings: Settings) -> list[str]:
         if backup.obsolete and backup.full:
             call(settings, "delete", SERVER, backup.id, timeout_seconds=BACKUP_TIMEOUT_SECONDS)
             gone.append(backup.id)
+    there = {path.name for path in wal_files(settings)}
+    for digest in (settings.backups / "wal-sha256").glob("[0-9A-F]*"):
+        if digest.name not in there:
+            digest.unlink()
     return gone
 
 

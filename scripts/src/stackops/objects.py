@@ -9,7 +9,6 @@ that moment put in its place. rclone does the copying (rclone.org/docs, --backup
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ from pathlib import Path
 
 from stackops import command
 from stackops.errors import FailedError, OperationError
+from stackops.files import sha256_of
 from stackops.settings import Settings
 
 PREFIX = "artifacts"
@@ -165,12 +165,6 @@ def _files(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
         for name in sorted(name for name in names if not name.endswith(PARTIAL)):
             path = os.path.join(directory, name)
             yield os.path.relpath(path, folder), os.stat(path)
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def inventory(settings: Settings, known: dict[str, StoredObject]) -> list[StoredObject]:

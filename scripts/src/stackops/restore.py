@@ -92,6 +92,10 @@ def plan(settings: Settings, set_id: str | None, moment: datetime | None, *, rep
             _refuse_a_left_branch(settings, moment)
         gaps = barman.missing_after(settings, manifest.begin_wal, moment)
         problems += [f"log segment {name}: missing" for name in gaps]
+        last = barman.segment_at(settings, moment) if moment else None
+        damaged = barman.damaged_wal(settings, manifest.reference["wal_file"], last)
+        more = (f"log segment {name}: other bytes than were archived" for name in damaged)
+        problems += [line for line in more if line not in problems]
     if problems:
         raise FailedError(
             f"the backup set {manifest.id} is damaged; nothing was changed:\n" + "\n".join(problems),
