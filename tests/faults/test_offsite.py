@@ -73,7 +73,7 @@ def seed() -> tuple[str, str]:
     return run.info.run_id, "kept elsewhere"
 
 
-@pytest.mark.parametrize("kind", ["s3", "folder"])
+@pytest.mark.parametrize("kind", ["s3", pytest.param("folder", marks=pytest.mark.long)])
 def test_everything_comes_back_on_a_new_machine(
     stack: Stack, make_stack: Callable[..., Stack], elsewhere: S3Server, tmp_path: Path, kind: str
 ) -> None:

@@ -131,7 +131,16 @@ def own(stack: Stack, make_stack: Callable[..., Stack]) -> Iterator[Stack]:
     own.compose("down", "--volumes")
 
 
-@pytest.fixture(scope="module", params=VERSIONS)
+IN_CI = ("2.9.2", "3.10.1")
+"""The oldest and the newest; 2.22.5 is in test_major.py, the others in ./stack test --long."""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(version, marks=() if version in IN_CI else pytest.mark.long) for version in VERSIONS
+    ],
+)
 def migrated(
     own: Stack, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Migrated:
