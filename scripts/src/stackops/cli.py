@@ -108,6 +108,7 @@ def _secrets(arguments: argparse.Namespace) -> None:
     if arguments.action == "rotate":
         written = secrets.rotate(volume, overrides, arguments.what)
     elif arguments.action == "offsite":
+        secrets.give_backups(arguments.backups)
         written = secrets.ensure_offsite(volume, overrides)
     elif arguments.action == "unseal":
         written = secrets.restore_set(volume, overrides, arguments.backups, arguments.set)
