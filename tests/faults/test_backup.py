@@ -214,9 +214,10 @@ def test_a_drill_proves_a_set_and_finds_what_is_missing(protected: Stack) -> Non
 
 
 def test_a_damaged_set_is_named_and_refused_before_anything_is_touched(protected: Stack) -> None:
-    made = json.loads(protected.verb("backup", "run", "--full", "--json").stdout)
     client = mlflow.MlflowClient()
     run_id = client.create_run("0").info.run_id
+    client.log_text(run_id, "whole", "note.txt")
+    made = json.loads(protected.verb("backup", "run", "--full", "--json").stdout)
 
     def inside(command: str) -> str:
         return protected.compose("exec", "-T", "backup", "sh", "-ec", command).stdout.strip()

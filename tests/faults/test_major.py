@@ -17,8 +17,9 @@ from kit.stack import ROOT, Stack, poll
 
 VERSION = "2.22.5"
 DOCKERFILE = """FROM mlflow-stack/base:trixie
-COPY pginstall /usr/lib/postgresql/16
-RUN chmod -R a+rX /usr/lib/postgresql/16 && chmod a+x /usr/lib/postgresql/16/bin/* \\
+COPY . /opt/wheel/
+RUN mkdir -p /usr/lib/postgresql && ln -s /opt/wheel/pgserver/pginstall /usr/lib/postgresql/16 \\
+    && chmod -R a+rX /opt/wheel && chmod a+x /usr/lib/postgresql/16/bin/* \\
     && groupadd --gid 10001 postgres && useradd --uid 10001 --gid 10001 --no-create-home postgres
 USER 10001:10001
 """
@@ -40,10 +41,11 @@ def postgres_16(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Itera
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder)
-    (folder / "pgserver/Dockerfile").write_text(DOCKERFILE)
+    wheel.unlink()
+    (folder / "Dockerfile").write_text(DOCKERFILE)
     image = f"mlflow-stack/postgres16:{stack.image_tag}"
     subprocess.run(
-        ["docker", "build", "--quiet", "--tag", image, str(folder / "pgserver")],
+        ["docker", "build", "--quiet", "--tag", image, str(folder)],
         check=True,
         capture_output=True,
     )
