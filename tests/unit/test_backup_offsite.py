@@ -85,28 +85,34 @@ def test_without_a_repository_every_action_is_refused(settings: Settings) -> Non
 SUMMARY = json.dumps({"message_type": "summary", "snapshot_id": "abc", "files_new": 2, "data_added": 300})
 
 
-@pytest.mark.parametrize(("status", "made"), [(0, False), (10, True), (1, False)])
-def test_a_repository_is_made_only_where_there_is_none(
-    settings: Settings, tmp_path: Path, status: int, made: bool
+@pytest.mark.parametrize(
+    "init", ["exit 0", "echo 'Fatal: config file already exists' >&2; exit 1"], ids=["new", "there already"]
+)
+def test_a_push_makes_the_repository_where_there_is_none(
+    settings: Settings, tmp_path: Path, init: str
 ) -> None:
-    calls = restic(
-        tmp_path, f"*'cat config'*) exit {status} ;;\n*' backup '*) echo '{{}}'; echo '{SUMMARY}' ;;"
-    )
+    calls = restic(tmp_path, f"*' init'*) {init} ;;\n*' backup '*) echo '{{}}'; echo '{SUMMARY}' ;;")
     assert offsite.push(settings) == {"snapshot": "abc", "files_new": 2, "bytes_added": 300}
     said = calls.read_text()
-    assert (" init" in said) is made
     assert "--keep-within 14d --prune" in said
     assert f"--exclude={settings.backups}/drill" in said
     assert said.count(" backup ") == 1
 
 
-def test_a_repository_with_another_password_is_an_error_and_nothing_is_made(
-    settings: Settings, tmp_path: Path
-) -> None:
-    calls = restic(tmp_path, "*'cat config'*) exit 12 ;;\n*) echo 'Fatal: wrong password' >&2; exit 12 ;;")
+def test_a_repository_with_another_password_is_an_error(settings: Settings, tmp_path: Path) -> None:
+    restic(
+        tmp_path,
+        "*' init'*) echo 'Fatal: repository already initialized' >&2; exit 1 ;;\n"
+        "*) echo 'Fatal: wrong password' >&2; exit 12 ;;",
+    )
     with pytest.raises(FailedError, match="wrong password"):
         offsite.push(settings)
-    assert " init" not in calls.read_text()
+
+
+def test_a_repository_that_cannot_be_made_is_an_error(settings: Settings, tmp_path: Path) -> None:
+    restic(tmp_path, "*' init'*) echo 'Fatal: access denied' >&2; exit 1 ;;")
+    with pytest.raises(FailedError, match="access denied"):
+        offsite.push(settings)
 
 
 def test_a_repository_that_does_not_answer_is_an_error(
@@ -114,7 +120,7 @@ def test_a_repository_that_does_not_answer_is_an_error(
 ) -> None:
     monkeypatch.setattr(offsite, "QUICK_TIMEOUT_SECONDS", 0.2)
     restic(tmp_path, "*) exec sleep 60 ;;")
-    with pytest.raises(FailedError, match="did not answer"):
+    with pytest.raises(FailedError, match="took longer"):
         offsite.push(settings)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from typing import Any
 
 from stackops import command
@@ -13,7 +12,6 @@ from stackops.settings import Settings
 
 TIMEOUT_SECONDS = 24 * 3600
 QUICK_TIMEOUT_SECONDS = 300
-NO_REPOSITORY_STATUS = 10
 CHECKED_PERCENT = 5
 CREDENTIAL_NAMES = (
     "AWS_ACCESS_KEY_ID",
@@ -59,32 +57,26 @@ def _environment(settings: Settings) -> dict[str, str]:
     }
 
 
-def _restic(settings: Settings, *words: str) -> str:
+def _restic(settings: Settings, *words: str, timeout_seconds: float = TIMEOUT_SECONDS) -> str:
     return command.run(
         ["restic", "--no-cache", "--retry-lock", "5m", *words],
         fix="is the repository reachable, and is the recovery key the right one? docs/backup.md",
-        timeout_seconds=TIMEOUT_SECONDS,
+        timeout_seconds=timeout_seconds,
         environment=_environment(settings),
     )
 
 
 def _make_repository(settings: Settings) -> None:
-    """Make the repository if there is none. Raise FailedError if it cannot be opened."""
+    """Make the repository, and its bucket, if there is none. Raise FailedError if that fails.
+
+    By trying: restic asks a bucket that is not there for a quarter of an hour whether it has
+    a repository.
+    """
     try:
-        done = subprocess.run(
-            ["restic", "--no-cache", "cat", "config"],
-            env=_environment(settings),
-            capture_output=True,
-            timeout=QUICK_TIMEOUT_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise FailedError(
-            f"the off-site repository did not answer within {QUICK_TIMEOUT_SECONDS} s",
-            "is the repository reachable? docs/backup.md",
-        ) from error
-    if done.returncode == NO_REPOSITORY_STATUS:
-        _restic(settings, "init")
+        _restic(settings, "init", timeout_seconds=QUICK_TIMEOUT_SECONDS)
+    except FailedError as error:
+        if "already" not in str(error):
+            raise
 
 
 def push(settings: Settings) -> dict[str, Any]:
