@@ -15,7 +15,7 @@ for other in /data/*/PG_VERSION /data/PG_VERSION; do
     found=$(<"$other")
     if [ "$found" != "$MAJOR" ]; then
         refuse "the data volume belongs to PostgreSQL $found, this image is PostgreSQL $MAJOR; nothing was changed" \
-            "start the version that wrote it, dump it with pg_dump, and load the dump into an empty volume"
+            "./stack upgrade moves the database"
     fi
 done
 

@@ -22,12 +22,11 @@ SECONDS_LOST_AT_MOST = 5
 def protected(stack: Stack, make_stack: Callable[..., Stack]) -> Iterator[Stack]:
     """A stack of its own with a first backup set, and MLflow's client logged in to it."""
     protected = make_stack("backup")
-    protected.image_tag = stack.image_tag
     protected.verb("up", "--yes")
     poll(lambda: sets(protected), seconds=120, what="the first set is made by itself")
     with protected.logged_in():
         yield protected
-    protected.remove()
+    protected.compose("down", "--volumes")
 
 
 def sets(stack: Stack) -> list[dict]:
@@ -202,7 +201,7 @@ def test_a_drill_proves_a_set_and_finds_what_is_missing(protected: Stack) -> Non
     assert failed.returncode == 1
     assert f"no object artifacts/{key}/MLmodel" in failed.stderr
     assert "model drilled@champion does not load" in failed.stderr
-    assert "job drill" in protected.verb("status", check=False).stderr
+    assert "FAILED" in protected.verb("status", check=False).stdout
     metrics = protected.verb("metrics").stdout
     assert 'stack_job_ok{job="drill"} 0.0' in metrics
     assert "stack_drill_missing_objects 2.0" in metrics
@@ -215,9 +214,10 @@ def test_a_drill_proves_a_set_and_finds_what_is_missing(protected: Stack) -> Non
 
 
 def test_a_damaged_set_is_named_and_refused_before_anything_is_touched(protected: Stack) -> None:
-    made = json.loads(protected.verb("backup", "run", "--full", "--json").stdout)
     client = mlflow.MlflowClient()
     run_id = client.create_run("0").info.run_id
+    client.log_text(run_id, "whole", "note.txt")
+    made = json.loads(protected.verb("backup", "run", "--full", "--json").stdout)
 
     def inside(command: str) -> str:
         return protected.compose("exec", "-T", "backup", "sh", "-ec", command).stdout.strip()

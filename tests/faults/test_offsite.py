@@ -73,7 +73,7 @@ def seed() -> tuple[str, str]:
     return run.info.run_id, "kept elsewhere"
 
 
-@pytest.mark.parametrize("kind", ["s3", "folder"])
+@pytest.mark.parametrize("kind", ["s3", pytest.param("folder", marks=pytest.mark.long)])
 def test_everything_comes_back_on_a_new_machine(
     stack: Stack, make_stack: Callable[..., Stack], elsewhere: S3Server, tmp_path: Path, kind: str
 ) -> None:
@@ -85,7 +85,6 @@ def test_everything_comes_back_on_a_new_machine(
     else:
         repository, more = "/offsite", {"OFFSITE_FOLDER": str(folder)}
     first = configured(make_stack(f"first-{kind}"), tmp_path / "config", repository, **more)
-    first.image_tag = stack.image_tag
     if kind == "s3":
         credentials = f"AWS_ACCESS_KEY_ID={ACCESS_KEY}\nAWS_SECRET_ACCESS_KEY={SECRET_KEY}\n"
         (tmp_path / "config/secrets/offsite_credentials").write_text(credentials)
@@ -106,10 +105,9 @@ def test_everything_comes_back_on_a_new_machine(
     assert pushed["files_new"] > 500
     again = json.loads(first.verb("backup", "offsite", "--json").stdout)
     assert again["files_new"] < 50
-    first.remove()  # the machine is gone, with all its volumes
+    first.compose("down", "--volumes")  # the machine is gone, with all its volumes
 
     second = configured(make_stack(f"second-{kind}"), tmp_path / "new", repository, **more)
-    second.image_tag = stack.image_tag
     secrets = tmp_path / "new/secrets"
     no_key = second.verb("restore", "--from-offsite", check=False)
     assert no_key.returncode == 5
@@ -144,7 +142,7 @@ def test_everything_comes_back_on_a_new_machine(
         seconds=120,
         what="the new machine is protected",
     )
-    second.remove()
+    second.compose("down", "--volumes")
 
 
 def test_a_repository_without_the_overlay_is_refused(stack: Stack) -> None:

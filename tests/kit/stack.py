@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from typing import Any, TypeVar
 import requests
 
 ROOT = Path(__file__).resolve().parents[2]
+COMPOSE_PROGRESS = re.compile(r"^ (Container|Network|Volume) .*\n", re.MULTILINE)
 Result = TypeVar("Result")
 
 
@@ -145,8 +147,9 @@ class Stack:
             check=False,
         )
         if check and done.returncode != 0:
+            said = COMPOSE_PROGRESS.sub("", done.stderr)
             raise AssertionError(
-                f"{command} ended with {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+                f"{command} ended with {done.returncode}\n{done.stdout[-3000:]}\n{said[-3000:]}"
             )
         return done
 

@@ -1,5 +1,5 @@
 # shellcheck shell=sh
-#: ./stack backup run|list|verify|status|drill|offsite|recovery-key — sets, their proof, their copy elsewhere
+#: ./stack backup run|list|verify|status|drill|offsite|recovery-key|begin-anew — sets, their proof, their copy elsewhere
 #:
 #: run [--full]     make a set now: database, objects, sealed secrets
 #: list             the sets that can be restored
@@ -8,11 +8,12 @@
 #: drill [SET]      restore a set inside a throwaway container, compare and use it
 #: offsite          copy the backup volume to OFFSITE_REPOSITORY now
 #: recovery-key     print the key that opens the copy elsewhere: keep it outside of this machine
+#: begin-anew       put all sets aside: the database or the bucket is another one now, on purpose
 #: With --json, run, list, verify, status and drill print what a machine may read.
 . scripts/host/options.sh
 . scripts/host/check-machine.sh
 . scripts/host/operations.sh
-parse_options '--full --json' 'run, list, verify, status, drill, offsite or recovery-key' "$@"
+parse_options '--full --json' 'run, list, verify, status, drill, offsite, recovery-key or begin-anew' "$@"
 # shellcheck disable=SC2086  # words
 set -- $REST
 action=${1:-}
@@ -26,9 +27,9 @@ case $action in
         [ "$FULL" = no ] || flags="$flags --full"
         # shellcheck disable=SC2086  # none or some words
         ops backup run $flags "$@" ;;
-    list | verify | status | drill | offsite)
+    list | verify | status | drill | offsite | begin-anew)
         # shellcheck disable=SC2086  # none or one word
         ops backup "$action" $flags "$@" ;;
     recovery-key) secrets_step show recovery_key ;;
-    *) die "backup what? '$action' is none of run, list, verify, status, drill, offsite, recovery-key" 'nothing was done' './stack backup --help' "$STATUS_USAGE" ;;
+    *) die "backup what? '$action' is none of run, list, verify, status, drill, offsite, recovery-key, begin-anew" 'nothing was done' './stack backup --help' "$STATUS_USAGE" ;;
 esac

@@ -16,10 +16,12 @@ from importlib.metadata import version
 from typing import Any
 
 import stackops
-from stackops import barman, objects, postgres, sets
+from stackops import barman, objects, postgres, sets, state
 from stackops.errors import FailedError, OperationError
+from stackops.files import sha256_of
+from stackops.healthy import no_room
 from stackops.settings import Settings
-from stackops.state import FULL_FIX, no_room, read_json, write_json
+from stackops.state import FULL_FIX, read_json, write_json
 
 SECONDS_PER_DAY = 86400
 
@@ -63,8 +65,29 @@ def check_identity(settings: Settings, found: str) -> None:
         raise OperationError(
             f"the database ({found}) is not the one that the backups are from "
             f"({known['system_identifier']}): its volume was lost or replaced",
-            "./stack restore brings the data back; to begin anew: ./stack backup forget-all",
+            "./stack restore brings the data back; ./stack backup begin-anew keeps the new database",
         )
+
+
+def begin_anew(settings: Settings) -> dict[str, Any]:
+    """Put the sets and the log of another database aside: this one begins with none.
+
+    The copy of the bucket goes on; if the bucket is another one too, its copy is put aside.
+    """
+    aside = settings.backups / "former" / datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
+    aside.mkdir(parents=True)
+    paths = [settings.backups / name for name in ("barman", "sets", "state/identity.json", "state/jobs")]
+    try:
+        objects.check_bucket(settings, mark=False)
+    except FailedError:  # the storage is away: its copy stays
+        pass
+    except OperationError:
+        paths.append(settings.backups / "objects")
+    for path in paths:
+        if path.exists():
+            path.rename(aside / path.name)
+    request_full(settings, "begun anew")
+    return {"aside": str(aside)}
 
 
 def run(settings: Settings, *, full: bool = False, label: str = "") -> dict[str, Any]:
@@ -75,6 +98,8 @@ def run(settings: Settings, *, full: bool = False, label: str = "") -> dict[str,
         raise FailedError(full_volume, FULL_FIX)
     with postgres.maintenance_lock(settings):
         check_identity(settings, postgres.system_identifier(settings))
+        # Before anything is written: what would refuse the copy afterwards.
+        objects.check_bucket(settings, mark=False)
         # The log must arrive: a base backup is worth nothing without it.
         barman.wait_archived(settings, postgres.switch_wal(settings, "before-base-backup"))
         backups = barman.catalogue(settings)
@@ -96,11 +121,11 @@ def run(settings: Settings, *, full: bool = False, label: str = "") -> dict[str,
 def _complete(settings: Settings, base: barman.BaseBackup, label: str, started: float) -> sets.Manifest:
     reference = postgres.reference_point(settings, f"set-{base.id}")
     barman.wait_archived(settings, postgres.switch_wal(settings, f"end-{base.id}"))
-    objects.copy(settings, deletions=True)
-
-    before = sets.complete(settings)
-    known = objects.read_inventory(sets.folder(settings, before[-1].id) / sets.INVENTORY) if before else {}
-    inventory = objects.inventory(settings, known)
+    known = _known_objects(settings)
+    # Nothing may be replaced between the copy and its inventory.
+    with state.only_one(settings.backups, "objects", wait=True):
+        copied = objects.copy(settings, deletions=True)
+        inventory = objects.inventory(settings, known)
     folder = sets.folder(settings, base.id)
     folder.mkdir(parents=True, exist_ok=True)
     objects.write_inventory(folder / sets.INVENTORY, inventory)
@@ -128,24 +153,36 @@ def _complete(settings: Settings, base: barman.BaseBackup, label: str, started: 
         reference=asdict(reference),
         objects=len(inventory),
         object_bytes=sum(stored.bytes for stored in inventory),
+        objects_time=copied.isoformat(),
         database_bytes=bytes_,
-        files={name: objects.sha256_of(folder / name) for name in (sets.INVENTORY, sets.SEALED)},
+        files={name: sha256_of(folder / name) for name in (sets.INVENTORY, sets.SEALED)},
         seconds=time.time() - started,
     )
     sets.write(settings, manifest)
     return manifest
 
 
+def _known_objects(settings: Settings) -> dict[str, objects.StoredObject]:
+    """Return the newest inventory that can be read: digests that need not be computed again."""
+    for manifest in reversed(sets.complete(settings)):
+        try:
+            return objects.read_inventory(sets.folder(settings, manifest.id) / sets.INVENTORY)
+        except FailedError as error:
+            print(f"every object is read: {error}", flush=True)
+    return {}
+
+
 def forget(settings: Settings) -> list[str]:
     """Delete what no restore inside the window needs and return the ids of the sets that went."""
     barman.forget_obsolete(settings)
     backups = [backup for backup in barman.catalogue(settings) if backup.done]
+    if not backups:
+        return []  # a catalogue that lists nothing is no reason to delete everything else
     gone = sets.forget(settings, {backup.id for backup in backups})
-    if backups:
-        # An object that was replaced before the oldest base backup ended belongs to no moment
-        # that can be restored.
-        oldest = datetime.fromtimestamp(backups[0].end_time, UTC)
-        objects.forget_history(settings, oldest - timedelta(hours=1))
+    # An object that was replaced before the oldest base backup ended belongs to no moment
+    # that can be restored.
+    oldest = datetime.fromtimestamp(backups[0].end_time, UTC)
+    objects.forget_history(settings, oldest - timedelta(hours=1))
     return gone
 
 

@@ -7,15 +7,20 @@ pg_basebackup (incremental to the newest full one); the log comes by pg_receivew
 from __future__ import annotations
 
 import json
+import os
+import secrets
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from stackops import command, postgres
 from stackops.errors import FailedError
+from stackops.files import sha256_of
 from stackops.settings import Settings
 
 SERVER = "mlflow"
@@ -23,6 +28,8 @@ BINARIES = Path("/usr/lib/postgresql/17/bin")
 BACKUP_TIMEOUT_SECONDS = 6 * 3600
 ARCHIVE_TIMEOUT_SECONDS = 120
 WAL_NAME_LENGTH = 24
+CONFIGURATION = Path("/tmp/barman.conf")
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 SEGMENT_BYTES = 16 << 20
 SEGMENTS_PER_LOG = (1 << 32) // SEGMENT_BYTES
 
@@ -55,10 +62,9 @@ def configure(settings: Settings) -> Path:
     """Write barman's configuration and return its path."""
     locks = settings.backups / "barman" / ".locks"
     locks.mkdir(parents=True, exist_ok=True)
-    path = Path("/tmp/barman.conf")
+    path = CONFIGURATION
     connection = f"host={settings.database_host} user={postgres.ROLE} connect_timeout=5"
-    path.write_text(
-        f"""[barman]
+    text = f"""[barman]
 barman_user = postgres
 barman_home = {settings.backups / "barman"}
 barman_lock_directory = {locks}
@@ -77,9 +83,12 @@ compression = zstd
 retention_policy = RECOVERY WINDOW OF {settings.keep_days} DAYS
 minimum_redundancy = {settings.keep_count}
 path_prefix = {BINARIES}
-""",
-        encoding="utf-8",
-    )
+"""
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        # In one step: another thread's barman may be reading it.
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
     return path
 
 
@@ -139,7 +148,8 @@ def _base_backup(settings: Settings, entry: dict) -> BaseBackup:
     return BaseBackup(
         id=entry["backup_id"],
         done=entry["status"] in {"DONE", "WAITING_FOR_WALS"},
-        obsolete=entry.get("retention_status", "").startswith("OBSOLETE"),
+        # "OBSOLETE*" is kept for minimum_redundancy: barman refuses to delete it.
+        obsolete=entry.get("retention_status") == "OBSOLETE",
         full=parent in {"None", ""},
         parent=None if parent in {"None", ""} else parent,
         begin_wal=info.get("begin_wal", ""),
@@ -192,6 +202,34 @@ def archive(settings: Settings) -> None:
     streaming = home(settings) / "streaming"
     if streaming.is_dir() and any(path.suffix != ".partial" for path in streaming.iterdir()):
         call(settings, "archive-wal", SERVER)
+    note_digests(settings)
+
+
+def _digest_file(settings: Settings, wal_file: str) -> Path:
+    return settings.backups / "wal-sha256" / wal_file
+
+
+def note_digests(settings: Settings) -> None:
+    """Keep the SHA-256 of each segment that was archived: its compression has no checksum."""
+    for path in wal_files(settings):
+        digest = _digest_file(settings, path.name)
+        if not digest.exists():
+            digest.parent.mkdir(exist_ok=True)
+            unfinished = digest.with_name(f".{path.name}.{secrets.token_hex(4)}")
+            unfinished.write_text(sha256_of(path), encoding="utf-8")
+            unfinished.replace(digest)
+
+
+def damaged_wal(settings: Settings, begin: str, end: str | None = None) -> list[str]:
+    """Return the archived segments from `begin` to `end` (or the newest) that have other bytes now."""
+    damaged = []
+    for path in wal_files(settings):
+        if path.name < begin or (end and path.name > end):
+            continue
+        digest = _digest_file(settings, path.name)
+        if not digest.exists() or digest.read_text(encoding="utf-8") != sha256_of(path):
+            damaged.append(path.name)
+    return damaged
 
 
 def archived(settings: Settings, wal_file: str) -> bool:
@@ -220,6 +258,18 @@ def wal_files(settings: Settings) -> list[Path]:
         for path in (home(settings) / "wals").glob("*/*")
         if len(path.name) == WAL_NAME_LENGTH and "." not in path.name
     )
+
+
+def segment_at(settings: Settings, moment: datetime) -> str | None:
+    """Return the segment that was being written at a moment, or None if the log ends before.
+
+    Its file has the time at which its last byte came: it is the first that ended afterwards.
+    """
+    aside = settings.backups / "barman" / "aside"
+    received = [*(home(settings) / "streaming").glob("*"), *aside.glob("*")]
+    files = wal_files(settings) + [path for path in received if len(path.name) >= WAL_NAME_LENGTH]
+    ends = sorted((path.stat().st_mtime, path.name[:WAL_NAME_LENGTH]) for path in files)
+    return next((name for end, name in ends if end >= moment.timestamp()), None)
 
 
 def lsn_number(lsn: str) -> int:
@@ -268,6 +318,14 @@ def parse_history(text: str) -> list[Branch]:
     return found
 
 
+def _read_archived(path: Path) -> str:
+    """Return the text of a file of the archive; barman compresses what it archives."""
+    if path.read_bytes()[:4] != ZSTD_MAGIC:
+        return path.read_text(encoding="utf-8")
+    words = ["zstd", "--decompress", "--stdout", "--quiet", path]
+    return command.run(words, fix="./stack backup verify", timeout_seconds=60)
+
+
 def ancestry(settings: Settings) -> list[Branch]:
     """Return the timelines that lead to the present one, the oldest first, the present one last.
 
@@ -279,12 +337,15 @@ def ancestry(settings: Settings) -> list[Branch]:
         [int(name[:8], 16) for name in names] + [int(path.stem, 16) for path in histories], default=1
     )
     path = home(settings) / "wals" / f"{newest:08X}.history"
-    ancestors = parse_history(path.read_text(encoding="utf-8")) if path.exists() else []
+    ancestors = parse_history(_read_archived(path)) if path.exists() else []
     return [*ancestors, Branch(newest, sys.maxsize)]
 
 
-def missing_after(settings: Settings, begin: str) -> list[str]:
-    """Return the segments missing from `begin` to the newest archived one, along the ancestry."""
+def missing_after(settings: Settings, begin: str, moment: datetime | None = None) -> list[str]:
+    """Return the segments missing from `begin` to the newest archived one, along the ancestry.
+
+    None are, if the log up to `moment` is there: a gap came later.
+    """
     names = [path.name for path in wal_files(settings)]
     missing = []
     first = segment_number(begin)
@@ -299,6 +360,11 @@ def missing_after(settings: Settings, begin: str) -> list[str]:
                 names, segment_name(branch.timeline, first), segment_name(branch.timeline, last)
             )
             first = last + 1
+    if moment and missing:
+        number = segment_number(missing[0]) - 1
+        ends = [path.stat().st_mtime for path in wal_files(settings) if segment_number(path.name) == number]
+        if ends and max(ends) >= moment.timestamp():
+            return []
     return missing
 
 
@@ -312,7 +378,20 @@ def forget_obsolete(settings: Settings) -> list[str]:
         if backup.obsolete and backup.full:
             call(settings, "delete", SERVER, backup.id, timeout_seconds=BACKUP_TIMEOUT_SECONDS)
             gone.append(backup.id)
+    there = {path.name for path in wal_files(settings)}
+    for digest in (settings.backups / "wal-sha256").glob("[0-9A-F]*"):
+        if digest.name not in there:
+            digest.unlink()
     return gone
+
+
+def keep_histories(settings: Settings, cluster: Path) -> None:
+    """Archive the timeline histories of a stopped cluster: their numbers are taken from now on."""
+    streaming = home(settings) / "streaming"
+    streaming.mkdir(parents=True, exist_ok=True)
+    for path in (cluster / "pg_wal").glob("*.history"):
+        if not (home(settings) / "wals" / path.name).exists():
+            shutil.copyfile(path, streaming / path.name)
 
 
 def put_partial_aside(settings: Settings) -> None:

@@ -11,10 +11,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psycopg2
+
 from stackops import (
     backup,
     drill,
-    objects,
+    major,
     offsite,
     protect,
     report,
@@ -73,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         proof = actions.add_parser(name)
         proof.add_argument("set", nargs="?")
         proof.add_argument("--json", action="store_true")
-    for name in ("offsite", "fetch", "copy-objects"):
+    for name in ("offsite", "fetch", "copy-objects", "begin-anew"):
         actions.add_parser(name).add_argument("--json", action="store_true")
 
     restore_verb = verbs.add_parser("restore", help="the steps of ./stack restore")
@@ -87,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
             step.add_argument("--replace", action="store_true")
         if name == "database":
             step.add_argument("--own-moment", action="store_true")
-    for name in ("roll-back", "keep"):
+    for name in ("roll-back", "keep", "former", "move-over"):
         actions.add_parser(name).add_argument("--json", action="store_true")
     verbs.add_parser("smoke", help="use the running stack through nginx; the password comes on stdin")
     return parser
@@ -106,6 +108,7 @@ def _secrets(arguments: argparse.Namespace) -> None:
     if arguments.action == "rotate":
         written = secrets.rotate(volume, overrides, arguments.what)
     elif arguments.action == "offsite":
+        secrets.give_backups(arguments.backups)
         written = secrets.ensure_offsite(volume, overrides)
     elif arguments.action == "unseal":
         written = secrets.restore_set(volume, overrides, arguments.backups, arguments.set)
@@ -153,9 +156,10 @@ def _backup(settings: Settings, arguments: argparse.Namespace) -> None:
         facts = _job(settings, "offsite")
     elif action == "fetch":
         facts = offsite.fetch(settings)
+    elif action == "begin-anew":
+        facts = backup.begin_anew(settings)
     elif action == "copy-objects":
-        objects.copy(settings)
-        facts = {}
+        facts = protect.copy_objects(settings)
     else:
         found = report.sets(settings) if action == "list" else report.status(settings)
         print(json.dumps(found) if arguments.json else "\n".join(report.lines(action, found)))
@@ -171,17 +175,24 @@ def _restore(settings: Settings, arguments: argparse.Namespace) -> None:
         facts = restore.roll_back(settings)
     elif action == "keep":
         facts = restore.keep(settings, "upgrade")
+    elif action == "former":
+        facts = major.former(settings)
+    elif action == "move-over":
+        facts = major.move_over(settings)
     else:
         moment = restore.parse_moment(arguments.to) if arguments.to else None
         if action == "plan":
             facts = asdict(restore.plan(settings, arguments.set, moment, replace=arguments.replace))
         elif action == "database":
+            if not arguments.set:
+                raise OperationError("no set is named", "name the one that `restore plan` chose: --set")
             manifest = sets.read(settings, arguments.set)
             named = arguments.set if arguments.own_moment else None
-            facts = restore.database(settings, manifest.id, restore.target_of(manifest, named, moment))
+            target = restore.target_of(settings, manifest, named, moment)
+            facts = restore.database(settings, manifest.id, target)
         else:
             if arguments.set and moment is None:
-                moment = sets.read(settings, arguments.set).moment
+                moment = sets.read(settings, arguments.set).objects_moment
             step = restore.verify if action == "verify" else restore.bring_objects_back
             facts = step(settings, moment)
     _print(facts, as_json=arguments.json)
@@ -220,6 +231,15 @@ def main() -> None:
             status = STATUS_BUSY
         elif isinstance(error, FailedError):
             status = STATUS_FAILED
-        head = "REFUSED" if status == STATUS_REFUSED else "error"
-        print(f"{head}: {error}\nfix: {error.fix}", file=sys.stderr)
+        _say("REFUSED" if status == STATUS_REFUSED else "error", str(error), error.fix)
         raise SystemExit(status) from None
+    except (OSError, psycopg2.OperationalError) as error:
+        if arguments.debug:
+            raise
+        fix = "has the volume room? is the database up? ./stack status; --debug shows where it was"
+        _say("error", str(error).strip(), fix)
+        raise SystemExit(STATUS_FAILED) from None
+
+
+def _say(head: str, what: str, fix: str) -> None:
+    print(f"{head}: {what}\nfix: {fix}", file=sys.stderr)

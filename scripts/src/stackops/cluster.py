@@ -66,31 +66,54 @@ def lay_out(settings: Settings, manifest: sets.Manifest, folder: Path, target: T
         timeout_seconds=LAY_OUT_TIMEOUT_SECONDS,
     )
     folder.chmod(0o700)
-    _recover(settings, folder, target.settings())
+    _recover(folder, _fetch(settings), target.settings())
+
+
+class TargetNotReachedError(FailedError):
+    """The log ended before the moment that recovery was to stop at."""
+
+
+def reach(settings: Settings, folder: Path, target: Target) -> None:
+    """Recover a laid out cluster to its target and stop it.
+
+    PostgreSQL stops at the first commit after a moment, and takes it for a failure if there is
+    none: then all of the log (which has no gap: restore.plan) is what there was at that moment.
+    """
+    try:
+        with running(settings, folder):
+            return
+    except TargetNotReachedError:
+        if target.moment is None:
+            raise
+    _recover(folder, _fetch(settings), Target(timeline=target.timeline).settings())
+    with running(settings, folder):
+        return
 
 
 def branch(settings: Settings, folder: Path) -> None:
     """Let a cluster that was stopped and kept go on, on a new timeline.
 
     The archive has newer timelines by now: on its own one, the next recovery would leave it.
+    It sees the archive's histories, to choose a number, and none of its segments: what
+    another cluster wrote after it was kept must not be replayed.
     """
-    lines = [
-        "recovery_target_timeline = 'current'",
-        "recovery_target = 'immediate'",
-        "recovery_target_action = 'promote'",
-    ]
-    _recover(settings, folder, lines)
+    fetch = _fetch(settings)
+    command_line = f"case %f in *.history) {fetch} ;; *) exit 1 ;; esac"
+    _recover(folder, command_line, ["recovery_target_timeline = 'current'"])
     with running(settings, folder):
         pass
     finish(folder)
+    barman.keep_histories(settings, folder)
 
 
-def _recover(settings: Settings, folder: Path, lines: list[str]) -> None:
+def _fetch(settings: Settings) -> str:
+    """Return the command that brings a file of the archive, by PostgreSQL's rules for restore_command."""
+    return f'barman --config {barman.configure(settings)} --quiet get-wal --partial {barman.SERVER} %f > "%p"'
+
+
+def _recover(folder: Path, restore_command: str, lines: list[str]) -> None:
     """Prepare a cluster for recovery. What it had in postgresql.auto.conf belongs to another server."""
-    fetch = (
-        f'barman --config {barman.configure(settings)} --quiet get-wal --partial {barman.SERVER} %f > "%p"'
-    )
-    text = "\n".join([f"restore_command = '{fetch}'", *lines])
+    text = "\n".join([f"restore_command = '{restore_command}'", *lines])
     (folder / "postgresql.auto.conf").write_text(text + "\n", encoding="utf-8")
     (folder / "recovery.signal").touch()
 
@@ -147,7 +170,10 @@ def _wait_until_recovered(process: subprocess.Popen, socket: Path, log: Path) ->
     last, changed = "", time.monotonic()
     while True:
         if process.poll() is not None:
-            raise FailedError(
+            ended_early = "recovery ended before configured recovery target" in log.read_text(
+                errors="replace"
+            )
+            raise (TargetNotReachedError if ended_early else FailedError)(
                 f"recovery failed: {_reason(log)}", "./stack backup verify; choose another --set or --to"
             )
         try:

@@ -25,7 +25,9 @@ def run(
     Raise FailedError, with the last lines that it said and `fix`, if its exit status is not
     `good` or it takes longer than `timeout_seconds`.
     """
-    name = " ".join(str(word) for word in words[:2])
+    name = " ".join(
+        [Path(words[0]).name, *(str(word) for word in words[1:2] if not str(word).startswith("-"))]
+    )
     try:
         done = subprocess.run(
             [str(word) for word in words],
@@ -40,7 +42,7 @@ def run(
     except subprocess.TimeoutExpired as error:
         raise FailedError(f"{name} took longer than {timeout_seconds:.0f} s", fix) from error
     if done.returncode not in good:
-        said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        said = [line for line in f"{done.stdout}\n{done.stderr}".splitlines() if line.strip()]
         raise FailedError(
             f"{name} failed with status {done.returncode}: " + "\n".join(said[-LAST_LINES:]), fix
         )

@@ -66,8 +66,8 @@ def _restore_and_use(
     settings: Settings, manifest: sets.Manifest, work: Path
 ) -> tuple[dict[str, Any], list[str]]:
     folder = work / "17"
-    cluster.lay_out(settings, manifest, folder, restore.target_of(manifest, manifest.id, None))
-    objects.lay_out(settings, manifest.moment, work / "objects")
+    cluster.lay_out(settings, manifest, folder, restore.target_of(settings, manifest, manifest.id, None))
+    objects.lay_out(settings, manifest.objects_moment, work / "objects")
     expected = objects.read_inventory(sets.folder(settings, manifest.id) / sets.INVENTORY)
     problems = [
         f"object {key}: missing or of another size in the backup"

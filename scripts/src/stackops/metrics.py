@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from datetime import datetime
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cronsim import CronSim
 from prometheus_client import CollectorRegistry
@@ -17,6 +19,14 @@ from stackops.settings import Settings
 def next_run(schedule: str, now: datetime) -> datetime | None:
     """Return when a schedule fires next, in the time zone of `now`; None for one that is off."""
     return next(CronSim(schedule, now)) if schedule else None
+
+
+def local_now() -> datetime:
+    """Return the present moment in the zone TZ, which knows when summer time begins and ends."""
+    try:
+        return datetime.now(ZoneInfo(os.environ.get("TZ") or "UTC"))
+    except (ZoneInfoNotFoundError, ValueError):
+        return datetime.now().astimezone()
 
 
 class StateCollector(Collector):
@@ -48,7 +58,9 @@ class StateCollector(Collector):
             if "missing_objects" in result.facts:
                 missing.add_metric([], result.facts["missing_objects"])
         for job, schedule in self._settings.schedules.items():
-            moment = next_run(schedule, datetime.now().astimezone())
+            if job == "offsite" and not self._settings.offsite_repository:
+                continue
+            moment = next_run(schedule, local_now())
             if moment:
                 following.add_metric([job], moment.timestamp())
         yield from (ok, success, seconds, following, missing)

@@ -9,11 +9,11 @@ that moment put in its place. rclone does the copying (rclone.org/docs, --backup
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 import os
 import shutil
 import uuid
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -21,6 +21,7 @@ from pathlib import Path
 
 from stackops import command
 from stackops.errors import FailedError, OperationError
+from stackops.files import sha256_of
 from stackops.settings import Settings
 
 PREFIX = "artifacts"
@@ -28,6 +29,8 @@ PREFIX = "artifacts"
 MARKER = ".stack/bucket"
 """An object with a random name for the bucket: an emptied or foreign bucket is noticed."""
 STAMP = "%Y%m%dT%H%M%S.%fZ"
+PARTIAL = ".stack-part"
+"""How rclone names what it has not yet copied whole: a killed copy leaves such files."""
 COPY_TIMEOUT_SECONDS = 24 * 3600
 QUICK_TIMEOUT_SECONDS = 60
 
@@ -87,10 +90,11 @@ def _bucket(settings: Settings) -> str:
     return f"store:{settings.bucket}"
 
 
-def check_bucket(settings: Settings) -> None:
+def check_bucket(settings: Settings, *, mark: bool = True) -> None:
     """Mark a new bucket, or raise OperationError if it is not the one that was copied so far.
 
     A bucket that was lost and made anew is empty: copying it must not count as deletions.
+    Only who has the lock `objects` may mark: of two marks one would be a foreign bucket's.
     """
     known = current(settings) / MARKER
     listed = _rclone(
@@ -103,7 +107,7 @@ def check_bucket(settings: Settings) -> None:
     ).split()
     there = MARKER.rpartition("/")[2] in listed
     if not known.exists():
-        if not there:
+        if mark and not there:
             made = Path("/tmp/bucket-marker")
             made.write_text(uuid.uuid4().hex, encoding="utf-8")
             _rclone(settings, "copyto", str(made), f"{_bucket(settings)}/{MARKER}")
@@ -116,24 +120,30 @@ def check_bucket(settings: Settings) -> None:
         )
 
 
-def copy(settings: Settings, *, deletions: bool = False) -> None:
+def copy(settings: Settings, *, deletions: bool = False) -> datetime:
     """Bring the copy up to the bucket; with `deletions` also forget what the bucket deleted.
 
-    What is replaced or forgotten moves to the history.
+    What is replaced or forgotten moves to the history. Return the moment for `locate` that
+    gives what the copy holds now, whatever comes later. Call it under the lock `objects`.
     """
     check_bucket(settings)
+    moment = datetime.now(UTC)
     _rclone(
         settings,
-        "sync" if deletions else "copy",
+        # Deleted first: a file that has become a folder could not be copied otherwise.
+        *(["sync", "--delete-before"] if deletions else ["copy"]),
         _bucket(settings),
         str(current(settings)),
         "--backup-dir",
-        str(history(settings) / stamp(datetime.now(UTC))),
+        str(history(settings) / stamp(moment)),
+        "--partial-suffix",
+        PARTIAL,
         "--use-server-modtime",
         "--fast-list",
         "--exclude",
         "/.stack/ready/**",
     )
+    return moment
 
 
 def put_back(settings: Settings, tree: Path) -> None:
@@ -149,18 +159,12 @@ def keys(settings: Settings) -> set[str]:
 
 
 def _files(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield (path below the folder, its status) of every file, the paths in order."""
+    """Yield (path below the folder, its status) of every whole file, the paths in order."""
     for directory, folders, names in os.walk(folder):
         folders.sort()
-        for name in sorted(names):
+        for name in sorted(name for name in names if not name.endswith(PARTIAL)):
             path = os.path.join(directory, name)
             yield os.path.relpath(path, folder), os.stat(path)
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def inventory(settings: Settings, known: dict[str, StoredObject]) -> list[StoredObject]:
@@ -181,27 +185,37 @@ def inventory(settings: Settings, known: dict[str, StoredObject]) -> list[Stored
 
 def write_inventory(path: Path, objects: list[StoredObject]) -> None:
     """Write an inventory: gzip, a JSON object per line."""
-    with gzip.open(path, "wt", encoding="utf-8") as file:
-        for stored in objects:
-            file.write(json.dumps(asdict(stored)) + "\n")
+    with path.open("wb") as file:
+        with gzip.open(file, "wt", encoding="utf-8") as text:
+            for stored in objects:
+                text.write(json.dumps(asdict(stored)) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_inventory(path: Path) -> dict[str, StoredObject]:
     """Return the objects of an inventory by key. Raise FailedError if it cannot be read."""
+    if path.exists() and not path.stat().st_size:  # gzip would take that for an inventory of nothing
+        raise FailedError(f"{path.name} cannot be read: it is empty", "./stack backup list")
     try:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             objects = [StoredObject(**json.loads(line)) for line in file]
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, TypeError, zlib.error) as error:
         raise FailedError(f"{path.name} cannot be read: {error}", "./stack backup list") from error
     return {stored.key: stored for stored in objects}
 
 
 def locate(settings: Settings, moment: datetime) -> dict[str, Path]:
-    """Return where the bytes of every object are, by key, as the bucket was at a moment."""
-    found = {key: current(settings) / key for key, _ in _files(current(settings))}
+    """Return where the bytes of every object are, by key, as the last copy before a moment found them.
+
+    With them come objects that are younger, or that the bucket had deleted while no copy with
+    `deletions` was made: nothing that was there is missing or newer.
+    """
     younger = [folder for folder in _history_folders(settings) if folder.name > stamp(moment)]
-    for folder in reversed(younger):
-        found.update({key: folder / key for key, _ in _files(folder)})
+    found: dict[str, Path] = {}
+    for folder in [*younger, current(settings)]:  # the oldest first
+        for key, _ in _files(folder):
+            found.setdefault(key, folder / key)
     return found
 
 
@@ -214,12 +228,16 @@ def lay_out(settings: Settings, moment: datetime, tree: Path) -> int:
     """Lay the bucket as it was at a moment out as a tree of hard links; return the number of objects."""
     shutil.rmtree(tree, ignore_errors=True)
     tree.mkdir(parents=True)
-    located = locate(settings, moment)
-    for key, path in located.items():
+    count = 0
+    for key, path in locate(settings, moment).items():
         target = tree / key
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.link(path, target)
-    return len(located)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.link(path, target)
+        except (FileExistsError, NotADirectoryError):
+            continue  # a folder that was a file at that moment, or the reverse: it is younger
+        count += 1
+    return count
 
 
 def check(settings: Settings, moment: datetime, expected: dict[str, StoredObject]) -> list[str]:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from typing import Any
 
 from stackops import command
-from stackops.errors import OperationError
+from stackops.errors import FailedError, OperationError
 from stackops.settings import Settings
 
 TIMEOUT_SECONDS = 24 * 3600
 QUICK_TIMEOUT_SECONDS = 300
-NO_REPOSITORY_STATUS = 10
 CHECKED_PERCENT = 5
 CREDENTIAL_NAMES = (
     "AWS_ACCESS_KEY_ID",
@@ -29,13 +27,15 @@ SCRATCH = ("drill", "tree", "barman/.locks", "barman/aside", "state/*.lock")
 def credentials(text: str) -> dict[str, str]:
     """Return the variables of an environment file. Raise OperationError for one that is not known."""
     found = {}
-    for line in text.splitlines():
+    for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
-        name, _, value = line.partition("=")
-        if name not in CREDENTIAL_NAMES:
+        name, equals, value = line.partition("=")
+        if not equals or name not in CREDENTIAL_NAMES:
+            # A line without a name may be the secret itself.
+            what = f"'{name}' is not known" if equals else f"line {number} has no name"
             raise OperationError(
-                f"config/secrets/offsite_credentials: '{name}' is not known",
+                f"config/secrets/offsite_credentials: {what}",
                 f"use NAME=value lines with {', '.join(CREDENTIAL_NAMES)}",
             )
         found[name] = value
@@ -57,26 +57,26 @@ def _environment(settings: Settings) -> dict[str, str]:
     }
 
 
-def _restic(settings: Settings, *words: str) -> str:
+def _restic(settings: Settings, *words: str, timeout_seconds: float = TIMEOUT_SECONDS) -> str:
     return command.run(
         ["restic", "--no-cache", "--retry-lock", "5m", *words],
         fix="is the repository reachable, and is the recovery key the right one? docs/backup.md",
-        timeout_seconds=TIMEOUT_SECONDS,
+        timeout_seconds=timeout_seconds,
         environment=_environment(settings),
     )
 
 
 def _make_repository(settings: Settings) -> None:
-    """Make the repository if there is none. Raise FailedError if it cannot be opened."""
-    done = subprocess.run(
-        ["restic", "--no-cache", "cat", "config"],
-        env=_environment(settings),
-        capture_output=True,
-        timeout=QUICK_TIMEOUT_SECONDS,
-        check=False,
-    )
-    if done.returncode == NO_REPOSITORY_STATUS:
-        _restic(settings, "init")
+    """Make the repository, and its bucket, if there is none. Raise FailedError if that fails.
+
+    By trying: restic asks a bucket that is not there for a quarter of an hour whether it has
+    a repository.
+    """
+    try:
+        _restic(settings, "init", timeout_seconds=QUICK_TIMEOUT_SECONDS)
+    except FailedError as error:
+        if "already" not in str(error):
+            raise
 
 
 def push(settings: Settings) -> dict[str, Any]:

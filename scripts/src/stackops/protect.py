@@ -16,15 +16,18 @@ from contextlib import closing
 from types import FrameType
 from typing import Any
 
+import psycopg2
 from prometheus_client import start_http_server
 
-from stackops import backup, barman, metrics, objects, postgres, state
+from stackops import backup, barman, metrics, objects, postgres, sets, state
 from stackops.errors import FailedError, OperationError
+from stackops.healthy import no_room
 from stackops.settings import Settings
 
 WAL_INTERVAL_SECONDS = 2
 OBJECTS_INTERVAL_SECONDS = 20
-BASE_INTERVAL_SECONDS = 30
+BASE_INTERVAL_SECONDS = 5
+RETRY_SECONDS = 600
 METRICS_PORT = 9100
 GAP = "the log has a gap: the receiver was away for too long"
 
@@ -37,8 +40,8 @@ class Receiver:
         self._process: subprocess.Popen | None = None
 
     def ensure(self) -> None:
-        """Start it if it does not run. Raise FailedError, once, if it had ended by itself."""
-        ended = None if self._process is None else self._process.poll()
+        """Start it if it does not run. Raise FailedError if it had ended: no log came since."""
+        ended = self._process.poll() if self._process else None
         if self._process is None or ended is not None:
             self._process = subprocess.Popen(
                 barman.words(self._settings, "receive-wal", barman.SERVER),
@@ -46,7 +49,8 @@ class Receiver:
             )
         if ended is not None:
             raise FailedError(
-                f"the log's receiver ended with status {ended} and was started again", "./stack logs backup"
+                f"the receiver of the log ended with status {ended} and was started again",
+                "./stack logs backup",
             )
 
     def stop(self) -> None:
@@ -109,14 +113,21 @@ def first_base_backup(settings: Settings) -> dict[str, Any]:
     if not log or not log["ok"]:
         return {}
     wanted = backup.requested_full(settings)
-    if wanted is None and any(base.full and base.done for base in barman.catalogue(settings)):
+    if wanted is None and sets.complete(settings):
         return {}
+    last = state.results(settings.backups).get("backup")
+    if last and not last.ok and time.time() < last.started + last.seconds + RETRY_SECONDS:
+        taken = [
+            base for base in barman.catalogue(settings) if base.done and base.end_time >= int(last.started)
+        ]
+        if taken:  # the set failed after its base backup: one every few seconds would fill the volume
+            return {}
     return state.record(settings.backups, "backup", lambda: backup.run(settings, label=wanted or "first"))
 
 
 def copy_objects(settings: Settings) -> dict[str, Any]:
     """One turn of the objects' loop."""
-    with state.only_one(settings.backups, "objects"):
+    with state.only_one(settings.backups, "objects", wait=True):
         objects.copy(settings)
     return {}
 
@@ -128,22 +139,23 @@ def _turn(settings: Settings, name: str, action: Callable[[], dict[str, Any]], k
     error = ""
     try:
         facts = action()
-    except (OperationError, OSError) as failure:
-        error = str(failure)
+    # The database may end in the middle of a statement, too.
+    except (OperationError, OSError, psycopg2.OperationalError, psycopg2.InterfaceError) as failure:
+        error = str(failure).strip() or type(failure).__name__
         if isinstance(failure, OperationError):
             error += f" (fix: {failure.fix})"
-    if state.no_room(settings.backups):  # without the number: said once
+    if no_room(settings.backups):  # without the number: said once
         error = f"the backup volume is full (fix: {state.FULL_FIX})"
     if error != known:
         print(f"{name}: {error or 'well again'}", flush=True)
     now = time.time()
-    before = state.read_json(path) or {}
-    value = {"ok": not error, "error": error, "at": now, **facts}
-    value["last_success"] = before.get("last_success") if error else now
+    value = {"ok": not error, "error": error, "at": now, "last_success": now, **facts}
     try:
+        if error:
+            value["last_success"] = (state.read_json(path) or {}).get("last_success")
         state.write_json(path, value)
-    except OSError as failure:  # nothing else may stop because of that; `status` sees a full volume
-        if not state.no_room(settings.backups):
+    except (OSError, ValueError) as failure:  # nothing else may stop because of that
+        if not no_room(settings.backups):  # `status` sees a full volume
             print(f"{name}: the state cannot be written: {failure}", flush=True)
     return error
 

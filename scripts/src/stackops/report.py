@@ -34,7 +34,7 @@ def sets(settings: Settings) -> list[dict[str, Any]]:
 def status(settings: Settings) -> dict[str, Any]:
     """Return jobs, continuous backup, database care, and what is wrong with any of them."""
     problems = []
-    now = datetime.now().astimezone()
+    now = metrics.local_now()
     jobs = {}
     results = state.results(settings.backups)
     for job, schedule in settings.schedules.items():
@@ -52,9 +52,8 @@ def status(settings: Settings) -> dict[str, Any]:
         }
         if result and not result.ok:
             problems.append(f"job {job}: {result.message}")
-    parts = {}
-    for part, value in state.continuous(settings.backups).items():
-        parts[part] = value
+    parts = state.continuous(settings.backups)
+    for part, value in parts.items():
         if not value["ok"]:
             problems.append(f"continuous backup, {part}: {value['error']}")
     return {

@@ -7,6 +7,7 @@ beside the present one and takes its place by a rename; the present one is kept.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from contextlib import closing
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from stackops.errors import FailedError, OperationError
 from stackops.settings import Settings
 
 KEPT_NOTE = "note.json"
+KEPT_STAMP = "%Y%m%dT%H%M%S.%f"
 
 
 @dataclass(frozen=True)
@@ -45,20 +47,24 @@ def parse_moment(text: str) -> datetime:
     """
     try:
         moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
-    except ValueError as error:
+        return moment if moment.tzinfo else moment.astimezone()
+    except (ValueError, OverflowError) as error:
         raise OperationError(
             f"'{text}' is no moment: {error}", "write it as '2026-11-21 14:03:07' (time zone: TZ in .env)"
         ) from error
-    return moment if moment.tzinfo else moment.astimezone()
 
 
-def target_of(manifest: sets.Manifest, set_id: str | None, moment: datetime | None) -> cluster.Target:
+def target_of(
+    settings: Settings, manifest: sets.Manifest, set_id: str | None, moment: datetime | None
+) -> cluster.Target:
     """Return where recovery ends: --to; the set's own place for --set; else the end of the log."""
-    if moment:
+    if not set_id:
         return cluster.Target(moment=moment)
-    if set_id:
+    if not moment:
         return cluster.Target(name=manifest.reference["name"], timeline=manifest.reference["timeline"])
-    return cluster.Target()
+    # The set may be one of a branch that a restore left: by its name it can still be reached.
+    segment = barman.segment_at(settings, moment)
+    return cluster.Target(moment=moment, timeline=int(segment[:8], 16) if segment else None)
 
 
 def plan(settings: Settings, set_id: str | None, moment: datetime | None, *, replace: bool) -> Plan:
@@ -82,8 +88,14 @@ def plan(settings: Settings, set_id: str | None, moment: datetime | None, *, rep
         )
     problems = sets.verify(settings, manifest)
     if not set_id:
-        gaps = barman.missing_after(settings, manifest.begin_wal)
+        if moment:
+            _refuse_a_left_branch(settings, moment)
+        gaps = barman.missing_after(settings, manifest.begin_wal, moment)
         problems += [f"log segment {name}: missing" for name in gaps]
+        last = barman.segment_at(settings, moment) if moment else None
+        damaged = barman.damaged_wal(settings, manifest.reference["wal_file"], last)
+        more = (f"log segment {name}: other bytes than were archived" for name in damaged)
+        problems += [line for line in more if line not in problems]
     if problems:
         raise FailedError(
             f"the backup set {manifest.id} is damaged; nothing was changed:\n" + "\n".join(problems),
@@ -117,7 +129,8 @@ def check_version(manifest: sets.Manifest, mlflow: str, product: str) -> None:
     """Raise OperationError if a set was made by a newer MLflow or a newer version of the stack."""
 
     def numbers(text: str) -> list[int]:
-        return [int(part) for part in text.split(".")[:3] if part.isdecimal()]
+        found = [re.match(r"[0-9]*", part)[0] for part in f"{text}...".split(".")[:3]]
+        return [int(part or 0) for part in found]
 
     for what, made, ours in (
         ("MLflow", manifest.mlflow_version, mlflow),
@@ -130,6 +143,23 @@ def check_version(manifest: sets.Manifest, mlflow: str, product: str) -> None:
             )
 
 
+def _refuse_a_left_branch(settings: Settings, moment: datetime) -> None:
+    """Raise OperationError for a moment whose state is no part of the present database's past.
+
+    Recovery along the present branch would end where the restore left the other one, unnoticed.
+    """
+    segment = barman.segment_at(settings, moment)
+    if segment and not any(
+        branch.timeline == int(segment[:8], 16)
+        and barman.segment_number(segment) * barman.SEGMENT_BYTES <= branch.left_at
+        for branch in barman.ancestry(settings)
+    ):
+        raise OperationError(
+            f"what was there at {moment} was left by a later restore or roll back; nothing was changed",
+            "./stack backup list; ./stack restore --set one of that time, with the same --to",
+        )
+
+
 def database(settings: Settings, set_id: str, target: cluster.Target) -> dict[str, Any]:
     """Recover the set's database to `target` and put it into its place; the present one is kept.
 
@@ -139,6 +169,7 @@ def database(settings: Settings, set_id: str, target: cluster.Target) -> dict[st
     manifest = sets.read(settings, set_id)
     fresh = settings.data / "restoring" / "17"
     cluster.lay_out(settings, manifest, fresh, target)
+    cluster.reach(settings, fresh, target)
     with cluster.running(settings, fresh) as socket, closing(cluster.connect(socket)) as connection:
         found = postgres.digests(connection)
         connection.rollback()
@@ -156,11 +187,17 @@ def database(settings: Settings, set_id: str, target: cluster.Target) -> dict[st
             connection, "SELECT pg_create_physical_replication_slot(%s, true)", (postgres.SLOT,)
         )
     cluster.finish(fresh)
-    kept = swap(settings, fresh, f"restore of {set_id}")
+    barman.keep_histories(settings, fresh)
     barman.put_partial_aside(settings)
+    kept = swap(settings, fresh, f"restore of {set_id}")
     backup.request_full(settings, "after a restore")
     rows = {name: found[name]["rows"] for name in found}
     return {"kept": kept, "rows": rows}
+
+
+def present_cluster(settings: Settings) -> Path | None:
+    """Return the folder of the cluster that is in its place: of this major version, or a former one."""
+    return next((path.parent for path in sorted(settings.data.glob("[0-9]*/PG_VERSION"))), None)
 
 
 def swap(settings: Settings, fresh: Path, reason: str) -> str | None:
@@ -168,17 +205,16 @@ def swap(settings: Settings, fresh: Path, reason: str) -> str | None:
 
     postgres/start.sh refuses to start while the place is empty and something is kept.
     """
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+    stamp = datetime.now(UTC).strftime(KEPT_STAMP)
     kept = settings.kept / stamp
-    present = settings.database_folder
-    there = present.exists()
-    if there:
+    present = present_cluster(settings)
+    if present:
         kept.mkdir(parents=True)
         state.write_json(kept / KEPT_NOTE, {"reason": reason, "time": stamp})
         present.rename(kept / present.name)
-    fresh.rename(present)
+    fresh.rename(settings.data / fresh.name)
     shutil.rmtree(fresh.parent, ignore_errors=True)
-    return kept.name if there else None
+    return kept.name if present else None
 
 
 def keep(settings: Settings, reason: str) -> dict[str, Any]:
@@ -196,9 +232,10 @@ def keep(settings: Settings, reason: str) -> dict[str, Any]:
             f"the volume of the database has {free >> 20} MB free, a copy needs {needed >> 20} MB",
             "make room on the disk; nothing was changed",
         )
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+    for unfinished in settings.kept.glob(".*"):  # of one that was killed
+        shutil.rmtree(unfinished)
+    stamp = datetime.now(UTC).strftime(KEPT_STAMP)
     unfinished = settings.kept / f".{stamp}"
-    shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     command.run(
         ["cp", "--archive", "--reflink=auto", present, unfinished],
@@ -210,11 +247,10 @@ def keep(settings: Settings, reason: str) -> dict[str, Any]:
     return {"kept": stamp, "bytes": needed}
 
 
-def kept_clusters(settings: Settings) -> list[str]:
-    """Return the names of the clusters that are kept, the oldest first."""
-    if not settings.kept.is_dir():
-        return []
-    return sorted(path.name for path in settings.kept.iterdir() if not path.name.startswith("."))
+def kept_clusters(settings: Settings) -> list[Path]:
+    """Return the folders of the clusters that are kept, the one that was kept first first."""
+    # With the cluster in it: a restore may have been interrupted after it made the folder.
+    return sorted(path.parent for path in settings.kept.glob("[0-9]*/[0-9]*/PG_VERSION"))
 
 
 def roll_back(settings: Settings) -> dict[str, Any]:
@@ -222,23 +258,24 @@ def roll_back(settings: Settings) -> dict[str, Any]:
 
     Raise OperationError if none is kept.
     """
-    names = kept_clusters(settings)
-    if not names:
+    found = kept_clusters(settings)
+    if not found:
         raise OperationError(
             "no earlier database is kept", "./stack backup list; ./stack restore --to a moment"
         )
-    earlier = settings.kept / names[-1]
-    fresh = settings.data / "restoring" / "17"
-    shutil.rmtree(fresh.parent, ignore_errors=True)
-    fresh.parent.mkdir()
-    note = state.read_json(earlier / KEPT_NOTE) or {"reason": "unknown"}
-    cluster.branch(settings, earlier / "17")
-    (earlier / "17").rename(fresh)
-    kept = swap(settings, fresh, "roll back")
-    shutil.rmtree(earlier)
-    barman.put_partial_aside(settings)
-    backup.request_full(settings, "after a roll back")
-    return {"back": names[-1], "kept": kept, "undone": note["reason"]}
+    earlier = found[-1]
+    note = state.read_json(earlier.parent / KEPT_NOTE) or {"reason": "unknown"}
+    other_major = earlier.name != settings.database_folder.name
+    if not other_major:
+        cluster.branch(settings, earlier)
+    # Straight from where it is kept: wherever this is interrupted, both are kept or in place.
+    kept = swap(settings, earlier, "roll back")
+    if other_major:
+        backup.begin_anew(settings)
+    else:
+        barman.put_partial_aside(settings)
+        backup.request_full(settings, "after a roll back")
+    return {"back": earlier.parent.name, "kept": kept, "undone": note["reason"]}
 
 
 def bring_objects_back(settings: Settings, moment: datetime | None) -> dict[str, Any]:

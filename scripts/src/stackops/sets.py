@@ -7,13 +7,15 @@ there then, and the sealed secrets: `/backups/sets/ID/{manifest.json, objects.js
 from __future__ import annotations
 
 import shutil
+import sys
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from stackops import barman, command, objects
 from stackops.errors import FailedError, OperationError
+from stackops.files import sha256_of
 from stackops.settings import Settings
 from stackops.state import read_json, write_json
 
@@ -42,6 +44,7 @@ class Manifest:
     reference: dict[str, Any]
     objects: int
     object_bytes: int
+    objects_time: str
     database_bytes: int
     files: dict[str, str]
     seconds: float
@@ -50,6 +53,15 @@ class Manifest:
     def moment(self) -> datetime:
         """The moment of the reference point."""
         return datetime.fromisoformat(self.reference["time"])
+
+    @property
+    def objects_moment(self) -> datetime:
+        """The moment for objects.locate that gives exactly the objects of the inventory.
+
+        It is a little later than the reference point: what was replaced just before that had
+        not been copied yet.
+        """
+        return datetime.fromisoformat(self.objects_time)
 
 
 def folder(settings: Settings, set_id: str) -> Path:
@@ -64,21 +76,37 @@ def write(settings: Settings, manifest: Manifest) -> None:
 
 def read(settings: Settings, set_id: str) -> Manifest:
     """Return a set's manifest. Raise OperationError if there is none that this version can read."""
-    value = read_json(folder(settings, set_id) / "manifest.json")
+    path = folder(settings, set_id) / "manifest.json"
+    try:
+        value = read_json(path)
+    except (OSError, ValueError) as error:
+        raise FailedError(f"{path} cannot be read: {error}", "./stack backup list") from error
     if value is None:
         raise OperationError(f"there is no backup set {set_id}", "./stack backup list")
-    if value.get("format") != FORMAT:
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        found = value.get("format") if isinstance(value, dict) else None
         raise OperationError(
-            f"the backup set {set_id} has the format {value.get('format')}, this version reads {FORMAT}",
+            f"the backup set {set_id} has the format {found}, this version reads {FORMAT}",
             "use the version of the stack that made it",
         )
-    return Manifest(**value)
+    try:
+        return Manifest(**value)
+    except TypeError as error:
+        raise FailedError(f"{path} cannot be read: {error}", "./stack backup list") from error
 
 
 def complete(settings: Settings) -> list[Manifest]:
-    """Return the complete sets, the oldest first."""
-    paths = sorted((settings.backups / "sets").glob("*/manifest.json"))
-    return [read(settings, path.parent.name) for path in paths]
+    """Return the complete sets, the oldest first.
+
+    One that cannot be read is named on stderr: it must keep nobody from the others.
+    """
+    found = []
+    for path in sorted((settings.backups / "sets").glob("*/manifest.json")):
+        try:
+            found.append(read(settings, path.parent.name))
+        except OperationError as error:
+            print(f"left out: {error}", file=sys.stderr, flush=True)
+    return found
 
 
 def choose(settings: Settings, set_id: str | None, moment: datetime | None) -> Manifest:
@@ -121,14 +149,14 @@ def verify(settings: Settings, manifest: Manifest) -> list[str]:
         path = own / name
         if not path.exists():
             problems.append(f"{path}: missing")
-        elif objects.sha256_of(path) != digest:
+        elif sha256_of(path) != digest:
             problems.append(f"{path}: other bytes than were written")
     for backup_id in [*manifest.builds_on, manifest.id]:
         problems += _verify_base(settings, backup_id)
     problems += _verify_log(settings, manifest)
     if not problems:
         expected = objects.read_inventory(own / INVENTORY)
-        problems += objects.check(settings, manifest.moment, expected)
+        problems += objects.check(settings, manifest.objects_moment, expected)
     return problems
 
 
@@ -149,20 +177,12 @@ def _verify_base(settings: Settings, backup_id: str) -> list[str]:
 
 
 def _verify_log(settings: Settings, manifest: Manifest) -> list[str]:
-    """Return a problem for each segment that is missing or unreadable up to the reference point."""
+    """Return a problem for each segment that is missing or damaged up to the reference point."""
     end = manifest.reference["wal_file"]
-    files = {path.name: path for path in barman.wal_files(settings)}
-    problems = [
-        f"log segment {name}: missing" for name in barman.missing_wal(list(files), manifest.begin_wal, end)
-    ]
-    for name, path in files.items():
-        if not manifest.begin_wal <= name <= end:
-            continue
-        try:
-            command.run(["zstd", "--test", "--quiet", path], fix="./stack backup list", timeout_seconds=60)
-        except FailedError as error:
-            problems.append(f"log segment {name}: {error}")
-    return problems
+    names = [path.name for path in barman.wal_files(settings)]
+    problems = [f"log segment {name}: missing" for name in barman.missing_wal(names, manifest.begin_wal, end)]
+    damaged = barman.damaged_wal(settings, manifest.begin_wal, end)
+    return problems + [f"log segment {name}: other bytes than were archived" for name in damaged]
 
 
 def forget(settings: Settings, known: set[str]) -> list[str]:
@@ -172,8 +192,3 @@ def forget(settings: Settings, known: set[str]) -> list[str]:
     for set_id in gone:
         shutil.rmtree(root / set_id)
     return gone
-
-
-def now() -> datetime:
-    """Return the present moment."""
-    return datetime.now(UTC)

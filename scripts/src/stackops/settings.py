@@ -56,16 +56,17 @@ def _positive(environment: Mapping[str, str], name: str, default: int) -> int:
 
 def _schedule(environment: Mapping[str, str], name: str, default: str) -> str:
     """Return a schedule, or "" for one that is off. Raise OperationError if it is none."""
-    text = environment.get(name, "") or default
+    text = " ".join(environment.get(name, "").split()) or default
     if text == "off":
         return ""
+    fix = f"correct {name} in .env: minute hour day month weekday, for example '{default}', or off"
+    # With six, CronSim's first are seconds and supercronic's last are years.
+    if len(text.split()) != 5:
+        raise OperationError(f"{name} is '{text}': not five fields", fix)
     try:
         CronSim(text, datetime.now(UTC))
     except CronSimError as error:
-        raise OperationError(
-            f"{name} is '{text}': {error}",
-            f"correct {name} in .env: minute hour day month weekday, for example '{default}', or off",
-        ) from error
+        raise OperationError(f"{name} is '{text}': {error}", fix) from error
     return text
 
 

@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import secrets
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,13 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from stackops.errors import BusyError, FailedError, OperationError
+from stackops.healthy import STALE_SECONDS, no_room
 
 LOOPS = ("log", "objects")
 """The parts of the continuous backup, each with a state file."""
-ROOM_NEEDED_BYTES = 16 << 20
-"""A segment of the log: with less room the receiver cannot begin the next one."""
-STALE_SECONDS = 180
-"""Older news of the log's loop, which turns every two seconds, are no news."""
 FULL_FIX = "make room on its disk, or set a lower BACKUP_KEEP_DAYS; the backup goes on by itself"
 
 
@@ -49,8 +45,8 @@ def write_json(path: Path, value: Any) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # a full volume: written again every few seconds
         raise
 
 
@@ -60,12 +56,6 @@ def read_json(path: Path) -> Any | None:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-
-
-def no_room(backups: Path) -> str:
-    """Return what is wrong if the backup volume is full, or ""."""
-    free = shutil.disk_usage(backups).free
-    return f"the backup volume is full: {free >> 20} MB left" if free < ROOM_NEEDED_BYTES else ""
 
 
 def continuous(backups: Path) -> dict[str, dict[str, Any]]:
@@ -84,7 +74,7 @@ def continuous(backups: Path) -> dict[str, dict[str, Any]]:
         elif part == "log" and value["ok"] and time.time() - value["at"] > STALE_SECONDS:
             value = value | {
                 "ok": False,
-                "error": f"nothing since {time.time() - value['at']:.0f} s (fix: ./stack logs backup)",
+                "error": f"nothing for {time.time() - value['at']:.0f} s (fix: ./stack logs backup)",
             }
         found[part] = value
     return found
@@ -99,13 +89,13 @@ def results(backups: Path) -> dict[str, JobResult]:
 
 
 @contextmanager
-def only_one(backups: Path, name: str) -> Iterator[None]:
-    """Hold a lock of the backup volume. Raise BusyError if another process has it."""
+def only_one(backups: Path, name: str, *, wait: bool = False) -> Iterator[None]:
+    """Hold a lock of the backup volume. If another one has it, wait or raise BusyError."""
     path = backups / "state" / f"{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise BusyError(f"another {name} is at work; this one did nothing", "wait for it") from error
         yield
@@ -144,6 +134,6 @@ def record(backups: Path, job: str, action: Callable[[], dict[str, Any]]) -> dic
             result.seconds = time.time() - started
             try:
                 write_json(path, asdict(result))
-            except OSError as failure:  # the action's own error says more
+            except OSError as failure:  # the volume is full: what the action said matters more
                 print(f"{job}: the result cannot be written: {failure}", file=sys.stderr, flush=True)
         return result.facts
