@@ -3,53 +3,71 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
 import pytest
 
+from kit.door import docker
 from kit.stack import ROOT, Stack, poll
 
 ACCESS_KEY, SECRET_KEY = "offsite", "offsite-secret"
 
 
+SERVE = f"""
+cd /store
+ssh-keygen -q -t ed25519 -N '' -f host && ssh-keygen -q -t ed25519 -N '' -f client
+rclone serve sftp /store/sftp --addr :2022 --key host --authorized-keys client.pub &
+exec rclone serve s3 /store/s3 --addr :9000 --auth-key {ACCESS_KEY},{SECRET_KEY}
+"""
+
+
 @dataclass
-class S3Server:
-    """A second S3 server, rclone's, in a container of its own."""
+class Elsewhere:
+    """A server of S3 and one of SFTP, rclone's, in a container of its own."""
 
     image_tag: str
     name: str
-    networks: list[str] = field(default_factory=list)
 
     def start(self) -> None:
-        subprocess.run(
-            [
-                *("docker", "run", "--detach", "--name", self.name, "--tmpfs", "/store:uid=10001"),
-                *("--entrypoint", "rclone", f"mlflow-stack/scripts:{self.image_tag}"),
-                *("serve", "s3", "/store", "--addr", ":9000", "--auth-key", f"{ACCESS_KEY},{SECRET_KEY}"),
-            ],
-            check=True,
-            capture_output=True,
+        docker(
+            *("run", "--detach", "--name", self.name, "--tmpfs", "/store:uid=10001"),
+            *("--entrypoint", "sh", f"mlflow-stack/scripts:{self.image_tag}", "-euc"),
+            f"mkdir /store/s3 /store/sftp; {SERVE}",
         )
 
     def join(self, network: str) -> None:
         """Become reachable as `elsewhere` in a stack's outer network."""
-        command = ["docker", "network", "connect", "--alias", "elsewhere", network, self.name]
-        subprocess.run(command, check=True, capture_output=True)
+        docker("network", "connect", "--alias", "elsewhere", network, self.name)
 
     def stop(self) -> None:
-        subprocess.run(["docker", "rm", "--force", self.name], check=True, capture_output=True)
+        docker("rm", "--force", self.name)
+
+    def credentials(self, kind: str) -> dict[str, str]:
+        """Return the files of config/secrets that the server of a kind asks for."""
+        if kind == "s3":
+            text = f"AWS_ACCESS_KEY_ID={ACCESS_KEY}\nAWS_SECRET_ACCESS_KEY={SECRET_KEY}\n"
+            return {"offsite_credentials": text}
+        if kind == "sftp":
+            host_key = docker("exec", self.name, "cat", "/store/host.pub")
+            client_key = docker("exec", self.name, "cat", "/store/client")
+            return {"offsite_key": client_key, "offsite_known_hosts": f"[elsewhere]:2022 {host_key}"}
+        return {}
 
 
 @pytest.fixture(scope="module")
-def elsewhere(stack: Stack) -> Iterator[S3Server]:
-    server = S3Server(stack.image_tag, f"{stack.project}-elsewhere")
+def elsewhere(stack: Stack) -> Iterator[Elsewhere]:
+    server = Elsewhere(stack.image_tag, f"{stack.project}-elsewhere")
     server.start()
     yield server
     server.stop()
+
+
+def give(folder: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (folder / name).write_text(text)
 
 
 def configured(stack: Stack, folder: Path, repository: str, **more: str) -> Stack:
@@ -73,23 +91,27 @@ def seed() -> tuple[str, str]:
     return run.info.run_id, "kept elsewhere"
 
 
-@pytest.mark.parametrize("kind", ["s3", pytest.param("folder", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "kind",
+    ["s3", pytest.param("folder", marks=pytest.mark.long), pytest.param("sftp", marks=pytest.mark.long)],
+)
 def test_everything_comes_back_on_a_new_machine(
-    stack: Stack, make_stack: Callable[..., Stack], elsewhere: S3Server, tmp_path: Path, kind: str
+    stack: Stack, make_stack: Callable[..., Stack], elsewhere: Elsewhere, tmp_path: Path, kind: str
 ) -> None:
     folder = tmp_path / "share"
     folder.mkdir(mode=0o777)
     folder.chmod(0o777)
-    if kind == "s3":
-        repository, more = "s3:http://elsewhere:9000/backup", {}
-    else:
-        repository, more = "/offsite", {"OFFSITE_FOLDER": str(folder)}
+    repository = {
+        "s3": "s3:http://elsewhere:9000/backup",
+        "sftp": "sftp://backup@elsewhere:2022//kept",
+        "folder": "/offsite",
+    }[kind]
+    more = {"OFFSITE_FOLDER": str(folder)} if kind == "folder" else {}
+    credentials = elsewhere.credentials(kind)
     first = configured(make_stack(f"first-{kind}"), tmp_path / "config", repository, **more)
-    if kind == "s3":
-        credentials = f"AWS_ACCESS_KEY_ID={ACCESS_KEY}\nAWS_SECRET_ACCESS_KEY={SECRET_KEY}\n"
-        (tmp_path / "config/secrets/offsite_credentials").write_text(credentials)
+    give(tmp_path / "config/secrets", credentials)
     first.verb("up", "--no-build")
-    if kind == "s3":
+    if credentials:
         elsewhere.join(f"{first.project}_outside")
     with first.logged_in():
         run_id, text = seed()
@@ -112,8 +134,8 @@ def test_everything_comes_back_on_a_new_machine(
     no_key = second.verb("restore", "--from-offsite", check=False)
     assert no_key.returncode == 5
     assert "there is no recovery key" in no_key.stderr
-    if kind == "s3":
-        (secrets / "offsite_credentials").write_text(credentials)
+    if credentials:
+        give(secrets, credentials)
         second.compose("up", "--no-start", "nginx")  # makes the network that the server must join
         elsewhere.join(f"{second.project}_outside")
     wrong = second.compose(

@@ -72,6 +72,18 @@ def test_the_environment_has_the_repository_the_credentials_and_no_password(sett
     assert "hunter2" not in environment.values()
 
 
+@pytest.mark.parametrize("address", ["sftp:me@there:/kept", "sftp://me@there:2022//kept"])
+def test_ssh_gets_the_operators_key_and_trusts_no_unknown_server(
+    settings: Settings, tmp_path: Path, address: str
+) -> None:
+    calls = restic(tmp_path, f"*' backup '*) echo '{SUMMARY}' ;;")
+    offsite.push(replace(settings, offsite_repository=address))
+    for said in calls.read_text().splitlines():
+        assert f"--option sftp.args=-i {settings.secrets}/offsite_key" in said
+        assert f"UserKnownHostsFile={settings.secrets}/offsite_known_hosts" in said
+        assert "StrictHostKeyChecking=yes" in said
+
+
 # The repository.
 
 

@@ -82,6 +82,17 @@ def test_consumer_files_carry_the_source_values(volume: Path, overrides: Path) -
     )
 
 
+def test_files_for_the_copy_elsewhere_reach_only_the_backup_with_whole_lines(
+    volume: Path, overrides: Path
+) -> None:
+    (overrides / "offsite_key").write_text("-----BEGIN KEY-----\r\nabc\n-----END KEY-----")
+    secrets.ensure(volume, overrides, own=False)
+    key = "-----BEGIN KEY-----\nabc\n-----END KEY-----\n"
+    assert [name for name, text in contents(volume).items() if "BEGIN KEY" in text] == ["backup/offsite_key"]
+    assert (volume / "backup/offsite_key").read_text() == key
+    assert (volume / "backup/offsite_known_hosts").read_text() == ""
+
+
 def test_the_users_file_has_the_admin_with_a_bcrypt_hash(volume: Path, overrides: Path) -> None:
     secrets.ensure(volume, overrides, own=False)
     name, password_hash = (volume / "auth/users").read_text().strip().split(":")

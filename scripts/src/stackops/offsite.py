@@ -20,6 +20,11 @@ CREDENTIAL_NAMES = (
     "RESTIC_REST_USERNAME",
     "RESTIC_REST_PASSWORD",
 )
+SFTP_ARGUMENTS = (
+    "-i {secrets}/offsite_key -o UserKnownHostsFile={secrets}/offsite_known_hosts"
+    " -o StrictHostKeyChecking=yes -o BatchMode=yes -o ConnectTimeout=30"
+)
+"""What restic tells ssh: the operator's key, and no server but those that the operator named."""
 SCRATCH = ("drill", "tree", "barman/.locks", "barman/aside", "state/*.lock")
 """What is no part of a backup, below the backup volume."""
 
@@ -58,8 +63,11 @@ def _environment(settings: Settings) -> dict[str, str]:
 
 
 def _restic(settings: Settings, *words: str, timeout_seconds: float = TIMEOUT_SECONDS) -> str:
+    options = ["--no-cache", "--retry-lock", "5m"]
+    if settings.offsite_repository.startswith("sftp:"):
+        options += ["--option", f"sftp.args={SFTP_ARGUMENTS.format(secrets=settings.secrets)}"]
     return command.run(
-        ["restic", "--no-cache", "--retry-lock", "5m", *words],
+        ["restic", *options, *words],
         fix="is the repository reachable, and is the recovery key the right one? docs/backup.md",
         timeout_seconds=timeout_seconds,
         environment=_environment(settings),

@@ -60,8 +60,8 @@ GENERATORS: dict[str, Callable[[], str]] = {
 ENCRYPTION_KEYS = ("kek_passphrase", "webhook_key")
 """What is encrypted under these is lost with them: they are never made anew by rotation."""
 
-OPTIONAL = ("offsite_credentials",)
-"""What only an operator can give: config/secrets/NAME, in the form of an environment file."""
+OPTIONAL = ("offsite_credentials", "offsite_key", "offsite_known_hosts")
+"""What only an operator can give, in config/secrets/NAME: an environment file; files of ssh for SFTP."""
 
 ROTATIONS = {
     "admin": ("admin_password",),
@@ -260,11 +260,15 @@ def _users(path: Path, admin_password: str, *, own: bool) -> str:
 
 
 def _optional(overrides: Path) -> dict[str, str]:
-    """Return the consumers' files of what only an operator can give; empty where it is not given."""
+    """Return the consumers' files of what only an operator can give; empty where it is not given.
+
+    Every line has an end: ssh takes no key whose last line has none.
+    """
     given = {}
     for name in OPTIONAL:
         path = overrides / name
-        given[f"backup/{name}"] = path.read_text(encoding="utf-8") if path.exists() else ""
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        given[f"backup/{name}"] = "".join(f"{line}\n" for line in lines)
     return given
 
 
@@ -344,9 +348,8 @@ def ensure_offsite(volume: Path, overrides: Path) -> list[str]:
     os.chown(folder, uid, uid)
     volume.chmod(0o711)
     _write(folder / "offsite_password", offsite_password(recovery_key), uid=uid)
-    given = overrides / "offsite_credentials"
-    if given.exists():
-        _write(folder / "offsite_credentials", given.read_text(encoding="utf-8"), uid=uid)
+    for relative, text in _optional(overrides).items():
+        _write(volume / relative, text, uid=uid)
     return ["backup/offsite_password"]
 
 
