@@ -106,6 +106,7 @@ def test_a_full_database_volume_is_named_retried_and_loses_nothing(small: Stack)
             answer = answers[-1]
             assert answer.status_code == 503  # a client tries again for four minutes
             assert "No space left on device" in answer.text
+            assert "the disk is nearly full: postgres" in small.verb("status", check=False).stderr
         goes_on(writer)
     assert writer.failed == []
     assert set(writer.acknowledged) <= writer.stored()

@@ -272,6 +272,29 @@ def test_status_of_a_stack_that_is_well(host: FakeHost) -> None:
     assert host.changes == []
 
 
+@pytest.mark.parametrize(
+    ("size", "free", "full"),
+    [
+        (500_000_000_000, 20_000_000_000, False),  # 4 %, and far from the end
+        (40_000_000, 3_000_000, False),
+        (500_000_000_000, 2_000_000_000, True),
+        (40_000_000, 0, True),
+        (50_000_000_000_000, 3_000_000_000, False),
+    ],
+)
+def test_status_names_a_disk_that_is_nearly_full(host: FakeHost, size: int, free: int, full: bool) -> None:
+    host.containers(*healthy())
+    host.docker("compose exec -T postgres df *", f"echo 1B-blocks Avail; echo {size} {free}")
+    done = host.run("status")
+    assert done.returncode == (STATUS_FAILED if full else 0)
+    said = f"error: the disk is nearly full: postgres ({free // 2**20} MB left)"
+    assert (said in done.stderr) == full
+    assert f"disk of postgres {free / 1e9:.1f} of {size / 1e9:.1f} GB free" in done.stdout
+    status = json.loads(host.run("status", "--json").stdout)
+    assert status["ok"] is not full
+    assert status["room"] == [{"service": "postgres", "bytes": size, "free_bytes": free}]
+
+
 def test_status_names_what_is_not_well_and_what_is_missing(host: FakeHost) -> None:
     states = [state for state in healthy() if not state.startswith("auth ")]
     host.containers(

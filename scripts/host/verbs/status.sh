@@ -30,6 +30,17 @@ backup_status() {
     case "$lines" in *'cron running '*) docker compose exec -T cron stackops backup status "$@" ;; esac
 }
 
+# A line per volume of data: service, bytes, free bytes, and "full" where writing may soon fail.
+room_lines() {
+    for service in postgres minio; do
+        case "$lines" in *"$service running "*) ;; *) continue ;; esac
+        docker compose exec -T "$service" df --block-size=1 --output=size,avail /data 2>/dev/null |
+            awk -v service="$service" 'NR == 2 { print service, $1, $2, ($2 < $1 / 20 && $2 < 2 ^ 31) ? "full" : "room" }'
+    done
+}
+room=$(room_lines)
+full=$(printf '%s\n' "$room" | awk '$4 == "full" { printf " %s (%d MB left)", $1, $3 / 2 ^ 20 }')
+
 versions() {
     docker compose run --rm --no-deps --quiet-pull -T mlflow python -c '
 import importlib.metadata as m
@@ -44,8 +55,10 @@ for name in ("mlflow", "SQLAlchemy", "psycopg2-binary", "boto3", "gunicorn", "mi
 if [ "$JSON" = yes ]; then
     jobs=$(backup_status --json) || backup_problems=yes
     printf '{"project": "%s", "url": "%s", "ok": %s, "services": [' "$(project_name)" "$(stack_url)" \
-        "$([ -z "$bad$missing$backup_problems" ] && echo true || echo false)"
+        "$([ -z "$bad$missing$full$backup_problems" ] && echo true || echo false)"
     printf '%s\n' "$lines" | awk 'NF { printf "%s{\"service\": \"%s\", \"state\": \"%s\", \"health\": \"%s\", \"exit_status\": %d, \"restarts\": %d, \"container\": \"%s\"}", separator, $1, $2, ($3 == "-" ? "" : $3), $4, $5, substr($6, 2); separator = ", " }'
+    printf '], "room": ['
+    printf '%s\n' "$room" | awk 'NF { printf "%s{\"service\": \"%s\", \"bytes\": %s, \"free_bytes\": %s}", separator, $1, $2, $3; separator = ", " }'
     printf ']'
     [ -z "$jobs" ] || printf ', "backup": %s' "$jobs"
     if [ "$VERSIONS" = yes ]; then
@@ -55,13 +68,15 @@ if [ "$JSON" = yes ]; then
 else
     say "project $(project_name) at $(stack_url)"
     printf '%s\n' "$lines" | awk 'NF { state = ($2 == "exited" && $4 == 0) ? "done" : $2; printf "  %-10s %-10s %-10s restarts %s\n", $1, state, ($3 == "-" ? "" : $3), $5 }'
+    printf '%s\n' "$room" | awk 'NF { printf "  %-12s %.1f of %.1f GB free\n", "disk of " $1, $3 / 1e9, $2 / 1e9 }'
     backup_status || backup_problems=yes
     [ "$VERSIONS" = no ] || versions | awk '{ printf "  %-16s %s\n", $1, $2 }'
 fi
 if [ -n "$backup_problems" ]; then
     printf 'error: backup: see above\nfix:   ./stack backup status; ./stack logs backup cron\n' >&2
 fi
-if [ -n "$bad$missing$backup_problems" ]; then
+if [ -n "$bad$missing$full$backup_problems" ]; then
+    [ -z "$full" ] || printf 'error: the disk is nearly full:%s\nfix:   make room on the disk of that volume\n' "$full" >&2
     [ -z "$missing" ] || printf 'error: not there:%s\n' "$missing" >&2
     [ -z "$bad" ] || printf 'error: not well:%s\n' "$bad" >&2
     [ -z "$bad$missing" ] || printf 'fix:   ./stack logs SERVICE shows why; ./stack up starts what is missing\n' >&2
