@@ -224,8 +224,8 @@ def test_a_damaged_set_is_named_and_refused_before_anything_is_touched(protected
 
     def refuses(*expected: str) -> None:
         for words in (
-            ("backup", "verify", made["set"]),
             ("restore", "--yes", "--replace", "--set", made["set"]),
+            ("backup", "verify", made["set"]),
         ):
             done = protected.verb(*words, check=False)
             assert done.returncode == 1
@@ -237,6 +237,7 @@ def test_a_damaged_set_is_named_and_refused_before_anything_is_touched(protected
         "f = open(sys.argv[1], 'r+b'); f.seek(100); b = f.read(1); f.seek(100); f.write(bytes([b[0] ^ 1]))"
     )
     flip = f'python3 -c "import sys; {script}"'
+    flip_first = flip.replace("seek(100)", "seek(0)")
     base = f"/backups/barman/mlflow/base/{made['set']}/data"
     inside(f"{flip} {base}/global/pg_control")
     refuses("global/pg_control")
@@ -251,10 +252,16 @@ def test_a_damaged_set_is_named_and_refused_before_anything_is_touched(protected
     refuses(f"log segment {segment}")
     inside(f"{flip} {path}")
 
-    key = inside("cd /backups/objects/current && find artifacts -type f | sort | head -n 1")
-    inside(f"printf x >>'/backups/objects/current/{key}'")
+    key = inside("cd /backups/objects/current && find artifacts -type f -size +0 | sort | head -n 1")
+    path = f"/backups/objects/current/{key}"
+    inside(f"touch -r '{path}' /tmp/time; {flip_first} '{path}'; touch -r /tmp/time '{path}'")
     refuses(f"object {key}: other bytes")
-    inside(f"truncate -s -1 '/backups/objects/current/{key}'")
+    # It is not the bucket's fault: the copy is fetched again.
+    poll(
+        lambda: inside(f"test -e '{path}' && echo there || true"),
+        seconds=60,
+        what="the object is there again",
+    )
 
     newer = json.dumps(manifest | {"mlflow_version": "99.0.0"})
     inside(f"cat >/backups/sets/{made['set']}/manifest.json <<'END'\n{newer}\nEND")

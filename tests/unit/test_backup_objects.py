@@ -213,6 +213,58 @@ def test_one_flipped_bit_is_named(place: int, bit: int) -> None:
         assert str(path) in problem
 
 
+def rot(path: Path, contents: bytes) -> None:
+    """Change the bytes of a file and nothing else of it."""
+    status = path.stat()
+    path.write_bytes(contents)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_rot_in_the_newest_copy_is_put_aside_and_fetched_again(settings: Settings) -> None:
+    bucket = Bucket(settings)
+    bucket.put("a", b"whole")
+    bucket.put("b", b"other")
+    bucket.copy(deletions=True)
+    moment = bucket.copied[-1][0]
+    expected = {stored.key: stored for stored in objects.inventory(settings, {})}
+    rot(objects.current(settings) / "a", b"whOle")
+    assert objects.mend(settings, moment, expected) == ["a"]
+    assert not (objects.current(settings) / "a").exists()
+    assert objects.mend(settings, moment, expected) == []
+    bucket.copy(deletions=True)
+    assert objects.check(settings, moment, expected) == []
+    (kept,) = (settings.backups / "objects/damaged").glob("*/0/a")
+    assert kept.read_bytes() == b"whOle"
+
+
+def test_a_damaged_file_that_a_copy_has_replaced_is_put_aside(settings: Settings) -> None:
+    bucket = Bucket(settings)
+    bucket.put("a", b"whole")
+    bucket.copy(deletions=True)
+    moment = bucket.copied[-1][0]
+    expected = {stored.key: stored for stored in objects.inventory(settings, {})}
+    later = put_object(
+        settings, "a", b"trunc", objects.history(settings) / objects.stamp(moment + timedelta(1))
+    )
+    assert objects.check(settings, moment, expected) != []
+    assert objects.mend(settings, moment, expected) == ["a"]
+    assert objects.check(settings, moment, expected) == []
+    assert not later.exists()
+
+
+def test_what_belongs_to_other_moments_is_not_put_aside(settings: Settings) -> None:
+    path = put_object(settings, "a", b"first")
+    expected = {stored.key: stored for stored in objects.inventory(settings, {})}
+    folder = objects.history(settings) / objects.stamp(EPOCH + timedelta(1))
+    rot(put_object(settings, "a", b"first", folder), b"fIrst")
+    path.write_bytes(b"second")
+    assert objects.mend(settings, EPOCH, expected) == []  # nobody has the bytes any more
+    shutil.rmtree(folder)
+    os.utime(path, ns=(1, 1))
+    assert objects.mend(settings, EPOCH, expected) == []  # replaced, not rotten
+    assert path.read_bytes() == b"second"
+
+
 def test_a_missing_object_is_named(settings: Settings) -> None:
     path = put_object(settings, "artifacts/1/m", b"model")
     expected = {stored.key: stored for stored in objects.inventory(settings, {})}

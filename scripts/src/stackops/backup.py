@@ -189,11 +189,16 @@ def forget(settings: Settings) -> list[str]:
 def verify(settings: Settings, set_id: str | None) -> dict[str, Any]:
     """Check every byte of a set (the newest one, unless named) and return its facts.
 
-    Raise FailedError with a line per problem.
+    Raise FailedError with a line per problem. Damaged copies of objects that are whole
+    elsewhere are put aside on that occasion.
     """
     manifest = sets.choose(settings, set_id, None)
     problems = sets.verify(settings, manifest)
     if problems:
+        if problems[0].startswith("object "):  # all the rest is well: the inventory can be believed
+            with state.only_one(settings.backups, "objects", wait=True):
+                mended = sets.mend_objects(settings, manifest)
+            problems += [f"object {key}: the damaged copy was put aside, verify again" for key in mended]
         raise FailedError(
             f"the backup set {manifest.id} is damaged:\n" + "\n".join(problems),
             "./stack backup run --full makes a sound one; ./stack backup list shows older ones",

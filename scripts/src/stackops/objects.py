@@ -28,6 +28,8 @@ PREFIX = "artifacts"
 """Where MLflow's artifacts are in the bucket (stackserver.settings.artifact_prefix)."""
 MARKER = ".stack/bucket"
 """An object with a random name for the bucket: an emptied or foreign bucket is noticed."""
+DAMAGED = "damaged"
+"""The folder beside `current` and `history` for files whose bytes went wrong in the backup."""
 STAMP = "%Y%m%dT%H%M%S.%fZ"
 PARTIAL = ".stack-part"
 """How rclone names what it has not yet copied whole: a killed copy leaves such files."""
@@ -211,9 +213,8 @@ def locate(settings: Settings, moment: datetime) -> dict[str, Path]:
     With them come objects that are younger, or that the bucket had deleted while no copy with
     `deletions` was made: nothing that was there is missing or newer.
     """
-    younger = [folder for folder in _history_folders(settings) if folder.name > stamp(moment)]
     found: dict[str, Path] = {}
-    for folder in [*younger, current(settings)]:  # the oldest first
+    for folder in _folders_since(settings, moment):
         for key, _ in _files(folder):
             found.setdefault(key, folder / key)
     return found
@@ -222,6 +223,12 @@ def locate(settings: Settings, moment: datetime) -> dict[str, Path]:
 def _history_folders(settings: Settings) -> list[Path]:
     folder = history(settings)
     return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _folders_since(settings: Settings, moment: datetime) -> list[Path]:
+    """Return the folders that an object of a moment may be in now, the one that decides first."""
+    younger = [folder for folder in _history_folders(settings) if folder.name > stamp(moment)]
+    return [*younger, current(settings)]
 
 
 def lay_out(settings: Settings, moment: datetime, tree: Path) -> int:
@@ -253,9 +260,42 @@ def check(settings: Settings, moment: datetime, expected: dict[str, StoredObject
     return problems
 
 
+def mend(settings: Settings, moment: datetime, expected: dict[str, StoredObject]) -> list[str]:
+    """Put damaged files aside where that brings the right bytes back, and return their keys.
+
+    Either a younger file has them (a copy has replaced the damaged one, and kept it in the
+    history), or the next copy fetches them: from a file that still has its size and time
+    rclone could not tell. Call it under the lock `objects`.
+    """
+    folders = _folders_since(settings, moment)
+    put_aside = settings.backups / "objects" / DAMAGED / stamp(datetime.now(UTC))
+    mended = []
+    for key, stored in expected.items():
+        wrong = []
+        for path in [folder / key for folder in folders if (folder / key).is_file()]:
+            if sha256_of(path) == stored.sha256:
+                break
+            wrong.append(path)
+        else:
+            if wrong != [current(settings) / key]:
+                continue  # nobody has the bytes: what is there belongs to other moments
+            status = wrong[0].stat()
+            if (status.st_size, status.st_mtime_ns) != (stored.bytes, stored.modified_ns):
+                continue
+        for number, path in enumerate(wrong):
+            target = put_aside / str(number) / key
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(target)
+        if wrong:
+            mended.append(key)
+    return mended
+
+
 def forget_history(settings: Settings, before: datetime) -> int:
-    """Delete the history folders older than a moment and return how many there were."""
-    old = [folder for folder in _history_folders(settings) if folder.name < stamp(before)]
+    """Delete the folders of history and damage older than a moment and return how many there were."""
+    damaged = (settings.backups / "objects" / DAMAGED).glob("*")
+    folders = [*_history_folders(settings), *damaged]
+    old = [folder for folder in folders if folder.name < stamp(before)]
     for folder in old:
         shutil.rmtree(folder)
     return len(old)

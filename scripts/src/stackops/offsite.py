@@ -25,7 +25,7 @@ SFTP_ARGUMENTS = (
     " -o StrictHostKeyChecking=yes -o BatchMode=yes -o ConnectTimeout=30"
 )
 """What restic tells ssh: the operator's key, and no server but those that the operator named."""
-SCRATCH = ("drill", "tree", "barman/.locks", "barman/aside", "state/*.lock")
+SCRATCH = ("drill", "tree", "objects/damaged", "barman/.locks", "barman/aside", "state/*.lock")
 """What is no part of a backup, below the backup volume."""
 
 

@@ -160,6 +160,12 @@ def verify(settings: Settings, manifest: Manifest) -> list[str]:
     return problems
 
 
+def mend_objects(settings: Settings, manifest: Manifest) -> list[str]:
+    """Put damaged copies of a set's objects aside and return their keys, as objects.mend does."""
+    expected = objects.read_inventory(folder(settings, manifest.id) / INVENTORY)
+    return objects.mend(settings, manifest.objects_moment, expected)
+
+
 def _verify_base(settings: Settings, backup_id: str) -> list[str]:
     data = barman.data_folder(settings, backup_id)
     if not data.is_dir():
