@@ -67,6 +67,8 @@ password_statements() {
     done
     password_statements
     printf 'REVOKE ALL ON DATABASE mlflow FROM PUBLIC;\nGRANT CONNECT, CREATE ON DATABASE mlflow TO stackops;\n'
+    # Cleanup deletes MLflow's rows: as MLflow may.
+    printf 'GRANT mlflow TO stackops;\n'
     # Copies the cluster, reads every table (digests), locks them for a moment (pg_maintain).
     printf 'ALTER ROLE backup REPLICATION;\nGRANT CONNECT ON DATABASE mlflow TO backup;\n'
     printf 'GRANT pg_read_all_data, pg_read_all_settings, pg_read_all_stats, pg_maintain, pg_checkpoint TO backup;\n'

@@ -9,7 +9,7 @@ parse_options() {
     shift 2
     # Never from the environment: VOLUMES=yes there must not delete anything.
     ASSUME_YES=no JSON=no VERSIONS=no VOLUMES=no LONG=no BUILD=yes REST=''
-    FULL=no REPLACE=no FROM_OFFSITE=no TO='' SET='' option=''
+    FULL=no REPLACE=no REFRESH=no FROM_OFFSITE=no TO='' SET='' option=''
     for argument in "$@"; do
         case $option in
             --to) TO=$argument option='' && continue ;;
@@ -27,6 +27,7 @@ parse_options() {
                     --no-build) BUILD=no ;;
                     --full) FULL=yes ;;
                     --replace) REPLACE=yes ;;
+                    --refresh) REFRESH=yes ;;
                     --from-offsite) FROM_OFFSITE=yes ;;
                 esac ;;
             *)

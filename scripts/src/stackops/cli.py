@@ -28,7 +28,8 @@ from stackops import (
     state,
 )
 from stackops.errors import BusyError, FailedError, OperationError
-from stackops.settings import Settings, read_settings
+from stackops.retention import show, verbs
+from stackops.settings import JOBS, Settings, read_settings
 
 STATUS_FAILED = 1
 STATUS_BUSY = 4
@@ -61,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs.add_parser("protect", help="receive the log and copy objects (the service backup)")
     verbs.add_parser("schedule", help="run the jobs by schedule (the service cron)")
     job = verbs.add_parser("job", help="run a scheduled job now")
-    job.add_argument("name", choices=["backup", "drill", "offsite", "verify"])
+    job.add_argument("name", choices=sorted(JOBS))
 
     backup_verb = verbs.add_parser("backup", help="make, list and verify backup sets")
     actions = backup_verb.add_subparsers(dest="action", required=True)
@@ -91,8 +92,23 @@ def _parser() -> argparse.ArgumentParser:
             step.add_argument("--own-moment", action="store_true")
     for name in ("roll-back", "keep", "former", "move-over"):
         actions.add_parser(name).add_argument("--json", action="store_true")
+    _add_cleanup(verbs)
     verbs.add_parser("smoke", help="use the running stack through nginx; the password comes on stdin")
     return parser
+
+
+def _add_cleanup(verbs: Any) -> None:
+    cleanup_verb = verbs.add_parser("cleanup", help="what may go, goes: plan, run, undo, purge")
+    actions = cleanup_verb.add_subparsers(dest="action", required=True)
+    for name in ("plan", "run", "list", "purge", "orphans"):
+        actions.add_parser(name).add_argument("--json", action="store_true")
+    for name, what in (("approve", "batch"), ("undo", "batch"), ("explain", "run")):
+        one = actions.add_parser(name)
+        one.add_argument(what)
+        one.add_argument("--json", action="store_true")
+    usage_verb = verbs.add_parser("usage", help="storage by experiment and model")
+    usage_verb.add_argument("--refresh", action="store_true")
+    usage_verb.add_argument("--json", action="store_true")
 
 
 def _secrets(arguments: argparse.Namespace) -> None:
@@ -142,6 +158,8 @@ def _job(settings: Settings, name: str, set_id: str | None = None, **options: An
         "verify": verify,
         "drill": lambda: drill.run(settings, set_id),
         "offsite": lambda: offsite.push(settings),
+        "usage": lambda: verbs.take_inventory(settings),
+        "cleanup": lambda: verbs.run(settings, scheduled=True),
     }
     return state.record(settings.backups, name, actions[name])
 
@@ -167,6 +185,35 @@ def _backup(settings: Settings, arguments: argparse.Namespace) -> None:
             raise SystemExit(STATUS_FAILED)
         return
     _print(facts, as_json=arguments.json)
+
+
+def _cleanup(settings: Settings, arguments: argparse.Namespace) -> None:
+    action = arguments.action
+    found: Any
+    if action == "plan":
+        found = verbs.make_plan(settings)
+    elif action == "run":
+        found = verbs.run(settings, scheduled=False)
+    elif action == "approve":
+        found = verbs.approve(settings, arguments.batch)
+    elif action == "undo":
+        found = verbs.undo(settings, arguments.batch)
+    elif action == "purge":
+        found = verbs.purge_now(settings)
+    elif action == "explain":
+        found = verbs.explain(settings, arguments.run)
+    elif action == "orphans":
+        found = verbs.orphans(settings)
+    else:
+        found = verbs.batches(settings)
+    print(json.dumps(found, default=str) if arguments.json else "\n".join(show.lines(action, found)))
+
+
+def _usage(settings: Settings, arguments: argparse.Namespace) -> None:
+    if arguments.refresh:
+        _job(settings, "usage")
+    found = verbs.storage(settings)
+    print(json.dumps(found, default=str) if arguments.json else "\n".join(show.lines("usage", found)))
 
 
 def _restore(settings: Settings, arguments: argparse.Namespace) -> None:
@@ -214,6 +261,10 @@ def run(arguments: argparse.Namespace) -> None:
         _print(_job(settings, arguments.name), as_json=True)
     elif arguments.verb == "backup":
         _backup(settings, arguments)
+    elif arguments.verb == "cleanup":
+        _cleanup(settings, arguments)
+    elif arguments.verb == "usage":
+        _usage(settings, arguments)
     else:
         _restore(settings, arguments)
 

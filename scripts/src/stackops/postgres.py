@@ -37,12 +37,12 @@ class ReferencePoint:
     tables: Digests
 
 
-def connect(settings: Settings, database: str = DATABASE, **more: Any) -> Connection:
-    """Return a connection as the role `backup`. Raise FailedError if the database is away."""
+def connect(settings: Settings, database: str = DATABASE, *, role: str = ROLE, **more: Any) -> Connection:
+    """Return a connection, as `backup` unless said. Raise FailedError if the database is away."""
     try:
         return psycopg2.connect(
             host=settings.database_host,
-            user=ROLE,
+            user=role,
             dbname=database,
             passfile=str(settings.secrets / "pgpass"),
             connect_timeout=CONNECT_TIMEOUT_SECONDS,

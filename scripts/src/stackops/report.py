@@ -10,6 +10,7 @@ from typing import Any
 from stackops import metrics, postgres, state
 from stackops import sets as backup_sets
 from stackops.errors import FailedError
+from stackops.files import size_text
 from stackops.settings import Settings
 
 DEAD_ROWS_SHOWN = 0.2
@@ -73,7 +74,7 @@ def _database(settings: Settings, problems: list[str]) -> dict[str, Any]:
     try:
         with closing(postgres.connect(settings)) as connection, connection.cursor() as cursor:
             cursor.execute(
-                "SELECT relname, n_live_tup, n_dead_tup, pg_total_relation_size(relid)"
+                "SELECT relname, n_live_tup, n_dead_tup, pg_total_relationsize_text(relid)"
                 " FROM pg_stat_user_tables WHERE n_dead_tup > 1000 AND n_dead_tup > n_live_tup * %s"
                 " ORDER BY n_dead_tup DESC LIMIT 10",
                 (DEAD_ROWS_SHOWN,),
@@ -83,7 +84,7 @@ def _database(settings: Settings, problems: list[str]) -> dict[str, Any]:
                 for name, live, dead, size in cursor
             ]
             cursor.execute(
-                "SELECT pg_database_size('mlflow'),"
+                "SELECT pg_databasesize_text('mlflow'),"
                 " (SELECT coalesce(sum(checksum_failures), 0)::int FROM pg_stat_database)"
             )
             size, failures = cursor.fetchone()
@@ -100,8 +101,8 @@ def lines(action: str, found: Any) -> list[str]:
     if action == "list":
         rows = [
             f"{entry['set']}  {entry['kind']:<11}  {entry['made']}  "
-            f"database {_size(entry['database_bytes'])}, "
-            f"{entry['objects']} objects {_size(entry['object_bytes'])}  {entry['label']}".rstrip()
+            f"database {size_text(entry['database_bytes'])}, "
+            f"{entry['objects']} objects {size_text(entry['object_bytes'])}  {entry['label']}".rstrip()
             for entry in found
         ]
         return rows or ["no backup set yet"]
@@ -120,21 +121,11 @@ def lines(action: str, found: Any) -> list[str]:
             text += [f"    {line}" for line in value["message"].splitlines()[:5]]
     database = found["database"]
     if database:
-        text.append(
-            f"  database     {_size(database['bytes'])}, checksum failures {database['checksum_failures']}"
-        )
+        size = size_text(database["bytes"])
+        text.append(f"  database     {size}, checksum failures {database['checksum_failures']}")
         for table in database["bloat"]:
             text.append(
                 f"    {table['table']}: {table['dead_rows']} dead rows beside {table['rows']},"
-                f" {_size(table['bytes'])}"
+                f" {size_text(table['bytes'])}"
             )
     return text
-
-
-def _size(count: int) -> str:
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TB"

@@ -87,6 +87,7 @@ def render_consumer_files(values: Mapping[str, str]) -> dict[str, str]:
     )
     # Any user name: the one of a database of the operator's own is in DATABASE_URI.
     passwords = f"*:*:*:*:{_pgpass(database_password)}\n"
+    operations = f"*:*:*:stackops:{_pgpass(stackops_password)}\n"
     files = {
         "postgres/mlflow_password": database_password,
         "postgres/stackops_password": stackops_password,
@@ -95,10 +96,10 @@ def render_consumer_files(values: Mapping[str, str]) -> dict[str, str]:
         "minio/root_password": values["storage_root_password"],
         "mlflow/pgpass": passwords,
         "mlflow/aws_credentials": storage,
-        "backup/pgpass": f"*:*:*:backup:{_pgpass(backup_password)}\n",
+        "backup/pgpass": f"*:*:*:backup:{_pgpass(backup_password)}\n" + operations,
         "backup/aws_credentials": storage,
         "backup/offsite_password": offsite_password(values["recovery_key"]),
-        "prepare/pgpass": f"*:*:*:stackops:{_pgpass(stackops_password)}\n" + passwords,
+        "prepare/pgpass": operations + passwords,
     }
     for name in ENCRYPTION_KEYS:
         files[f"mlflow/{name}"] = values[name]

@@ -16,6 +16,8 @@ JOBS = {
     "offsite": ("OFFSITE_SCHEDULE", "20 * * * *"),
     "verify": ("VERIFY_SCHEDULE", "0 3 * * 0"),
     "drill": ("DRILL_SCHEDULE", "0 4 * * *"),
+    "usage": ("USAGE_SCHEDULE", "30 0 * * *"),
+    "cleanup": ("RETENTION_SCHEDULE", "0 2 * * 0"),
 }
 """Each scheduled job: its setting, and the default schedule (cron's five fields)."""
 
@@ -35,6 +37,10 @@ class Settings:
     keep_days: int = 14
     keep_count: int = 2
     offsite_repository: str = ""
+    policy: Path = Path("/config/retention.toml")
+    retention_days: int = 90
+    purge_after_days: int | None = None
+    """None: nothing is deleted for good."""
 
     @property
     def database_folder(self) -> Path:
@@ -72,10 +78,19 @@ def _schedule(environment: Mapping[str, str], name: str, default: str) -> str:
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
     """Return the settings of an environment. Raise OperationError for a value that is none."""
+    schedules = {job: _schedule(environment, name, default) for job, (name, default) in JOBS.items()}
+    enabled = environment.get("RETENTION_ENABLED", "") or "yes"
+    if enabled not in {"yes", "no"}:
+        raise OperationError(f"RETENTION_ENABLED is '{enabled}', not yes or no", "correct it in .env")
+    if enabled == "no":
+        schedules["cleanup"] = ""
+    purge_after = environment.get("RETENTION_PURGE_AFTER_DAYS", "")
     return Settings(
-        schedules={job: _schedule(environment, name, default) for job, (name, default) in JOBS.items()},
+        schedules=schedules,
         full_every_days=_positive(environment, "BACKUP_FULL_EVERY_DAYS", 7),
         keep_days=_positive(environment, "BACKUP_KEEP_DAYS", 14),
         keep_count=_positive(environment, "BACKUP_KEEP_COUNT", 2),
         offsite_repository=environment.get("OFFSITE_REPOSITORY", ""),
+        retention_days=_positive(environment, "RETENTION_DAYS", 90),
+        purge_after_days=_positive(environment, "RETENTION_PURGE_AFTER_DAYS", 1) if purge_after else None,
     )

@@ -1,0 +1,1 @@
+"""Retention: what may go, what must stay, and how it goes. See docs/retention.md."""

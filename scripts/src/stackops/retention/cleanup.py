@@ -1,0 +1,159 @@
+"""Cleanup in two steps: batches that are planned, approved, carried out (reversibly) and undone.
+
+Runs are deleted the way MLflow deletes them (lifecycle stage), so that the UI's restore works.
+What cannot be deleted reversibly (traces, artifacts) is only named as doomed: purge.py deletes it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import datetime
+from typing import Any
+
+from psycopg2.extensions import connection as Connection  # noqa: N812
+
+from stackops.errors import OperationError
+from stackops.retention import journal, plan
+from stackops.retention.journal import DONE, REPLACED, RUNNING, UNDONE, WAITING, Batch, Item
+from stackops.retention.policy import Policy
+
+CHUNK = 500
+MANY_RUNS = 100
+MANY_SHARE = 0.2
+
+
+def needs_approval(planned: plan.Plan, *, first: bool) -> bool:
+    """Return whether a scheduled batch must wait: the first one of a database, or a large one."""
+    runs = len(planned.of("run"))
+    return bool(planned.items) and (first or (runs > MANY_RUNS and runs > MANY_SHARE * planned.active_runs))
+
+
+def facts_of(planned: plan.Plan) -> dict[str, Any]:
+    """Return the counts and bytes of a plan."""
+    kinds = Counter(item.kind for item in planned.items)
+    return {
+        "runs": kinds["run"],
+        "killed": kinds["killed"],
+        "traces": kinds["trace"],
+        "artifact_runs": kinds["artifacts"],
+        "bytes": sum(item.bytes or 0 for item in planned.items),
+        "kept": planned.kept,
+        "active_runs": planned.active_runs,
+    }
+
+
+def run(connection: Connection, policy: Policy, *, scheduled: bool, now: datetime) -> dict[str, Any]:
+    """Plan a batch and carry it out, or let it wait for approval. Return its facts."""
+    planned = plan.make(connection, policy)
+    before = journal.batches(connection)
+    for batch in before:
+        if batch.state == RUNNING:  # it was interrupted
+            _carry_out(connection, batch.batch, planned)
+            planned = plan.make(connection, policy)
+    facts = facts_of(planned)
+    if not planned.items:
+        return {"batch": None, "state": "nothing to do", **facts}
+    first = not any(batch.state in {RUNNING, DONE, UNDONE} for batch in before)
+    waits = scheduled and needs_approval(planned, first=first)
+    for batch in before:
+        if batch.state == WAITING:
+            journal.set_state(connection, batch.batch, REPLACED)
+    name = now.strftime("%Y%m%dT%H%M%S")
+    journal.write_batch(connection, name, WAITING if waits else RUNNING, facts, planned.items)
+    if waits:
+        return {"batch": name, "state": WAITING, **facts}
+    return {"batch": name, "state": DONE, **facts, "done": _carry_out(connection, name, planned)}
+
+
+def approve(connection: Connection, policy: Policy, name: str) -> dict[str, Any]:
+    """Carry a waiting batch out: what it names and what the policy still says. Return its facts."""
+    batch = journal.batch(connection, name)
+    if batch.state != WAITING:
+        raise OperationError(f"the batch {name} does not wait: it is {batch.state}", "./stack cleanup list")
+    journal.set_state(connection, name, RUNNING)
+    done = _carry_out(connection, name, plan.make(connection, policy))
+    return {"batch": name, "state": DONE, **batch.facts, "done": done}
+
+
+def undo(connection: Connection, name: str) -> dict[str, Any]:
+    """Bring back what a batch deleted and is still there. Return how many of each kind."""
+    batch = journal.batch(connection, name)
+    if batch.state not in {RUNNING, DONE}:
+        raise OperationError(f"the batch {name} is {batch.state}: nothing to undo", "./stack cleanup list")
+    undone: Counter[str] = Counter()
+    for chunk in _chunks(journal.items(connection, name, "done")):
+        with connection, connection.cursor() as cursor:
+            cursor.execute(
+                "UPDATE runs SET lifecycle_stage = 'active', deleted_time = NULL"
+                " FROM stackops.batch_items AS item"
+                " WHERE item.batch = %s AND item.kind = 'run' AND item.id = ANY(%s) AND run_uuid = item.id"
+                " AND lifecycle_stage = 'deleted'"
+                # Deleted by this batch, and not again by a person after a restore.
+                " AND deleted_time = (extract(epoch FROM item.done) * 1000)::bigint"
+                " RETURNING item.kind, item.id",
+                (name, [item.id for item in chunk if item.kind == "run"]),
+            )
+            back = cursor.fetchall()
+            cursor.execute(
+                "UPDATE runs SET status = 'RUNNING', end_time = NULL FROM stackops.batch_items AS item"
+                " WHERE item.batch = %s AND item.kind = 'killed' AND item.id = ANY(%s) AND run_uuid = item.id"
+                " AND status = 'KILLED' AND end_time = (extract(epoch FROM item.done) * 1000)::bigint"
+                " RETURNING item.kind, item.id",
+                (name, [item.id for item in chunk if item.kind == "killed"]),
+            )
+            back += cursor.fetchall()
+            back += [(item.kind, item.id) for item in chunk if item.kind in {"trace", "artifacts"}]
+            _mark(cursor, name, back, UNDONE)
+        undone.update(kind for kind, _ in back)
+    journal.set_state(connection, name, UNDONE)
+    return {"batch": name, "state": UNDONE, "undone": dict(undone)}
+
+
+def _chunks(items: list[Item]) -> list[list[Item]]:
+    return [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
+
+
+def _mark(cursor: Any, name: str, keys: list[tuple[str, str]], state: str) -> None:
+    """Give items a state; `done` is the moment of the transaction in whole milliseconds."""
+    for kind in {kind for kind, _ in keys}:
+        cursor.execute(
+            "UPDATE stackops.batch_items SET state = %s,"
+            " done = CASE WHEN %s = 'done' THEN date_trunc('milliseconds', now()) ELSE done END"
+            " WHERE batch = %s AND kind = %s AND id = ANY(%s)",
+            (state, state, name, kind, [name_ for kind_, name_ in keys if kind_ == kind]),
+        )
+
+
+def _carry_out(connection: Connection, name: str, now: plan.Plan) -> dict[str, int]:
+    """Carry out what a batch names and the plan of this moment still has. Return how many of each kind."""
+    still = {(item.kind, item.id) for item in now.items}
+    due = [item for item in journal.items(connection, name, "planned") if (item.kind, item.id) in still]
+    done: Counter[str] = Counter()
+    for chunk in _chunks(due):
+        with connection, connection.cursor() as cursor:
+            cursor.execute(
+                "UPDATE runs SET lifecycle_stage = 'deleted',"
+                " deleted_time = (extract(epoch FROM date_trunc('milliseconds', now())) * 1000)::bigint"
+                " WHERE run_uuid = ANY(%s) AND lifecycle_stage = 'active' AND status <> 'RUNNING'"
+                " RETURNING 'run', run_uuid",
+                ([item.id for item in chunk if item.kind == "run"],),
+            )
+            keys = cursor.fetchall()
+            cursor.execute(
+                "UPDATE runs SET status = 'KILLED',"
+                " end_time = (extract(epoch FROM date_trunc('milliseconds', now())) * 1000)::bigint"
+                " WHERE run_uuid = ANY(%s) AND status = 'RUNNING' RETURNING 'killed', run_uuid",
+                ([item.id for item in chunk if item.kind == "killed"],),
+            )
+            keys += cursor.fetchall()
+            keys += [(item.kind, item.id) for item in chunk if item.kind in {"trace", "artifacts"}]
+            _mark(cursor, name, keys, DONE)
+        done.update(kind for kind, _ in keys)
+    journal.set_state(connection, name, DONE)
+    return dict(done)
+
+
+def waiting(batches: list[Batch]) -> Batch | None:
+    """Return the batch that waits for approval, if there is one."""
+    found = [batch for batch in batches if batch.state == WAITING]
+    return found[-1] if found else None

@@ -1,0 +1,194 @@
+"""What cleanup remembers, in the schema `stackops`: batches, their items, and what is known since when.
+
+No foreign keys into MLflow's tables. Times are PostgreSQL's own; ids are MLflow's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from psycopg2.extensions import connection as Connection  # noqa: N812
+from psycopg2.extras import execute_values
+
+from stackops import postgres
+from stackops.errors import OperationError
+from stackops.settings import Settings
+
+ROLE = "stackops"
+REVISIONS = frozenset({"dc11669786a5"})
+"""Revisions of MLflow's schema whose tables and links this package knows (tests compare them)."""
+
+WAITING, RUNNING, DONE, UNDONE, REPLACED = "waiting", "running", "done", "undone", "replaced"
+"""States of a batch: it waits for approval, is being carried out, was carried out, was undone, or
+waited until a newer one took its place."""
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS stackops.batches (
+    batch text PRIMARY KEY,
+    made timestamptz NOT NULL DEFAULT now(),
+    state text NOT NULL,
+    done timestamptz,
+    facts jsonb NOT NULL
+);
+CREATE TABLE IF NOT EXISTS stackops.batch_items (
+    batch text NOT NULL REFERENCES stackops.batches ON DELETE CASCADE,
+    kind text NOT NULL,
+    id text NOT NULL,
+    experiment_id integer NOT NULL,
+    rule text NOT NULL,
+    bytes bigint,
+    state text NOT NULL DEFAULT 'planned',
+    done timestamptz,
+    PRIMARY KEY (batch, kind, id)
+);
+CREATE INDEX IF NOT EXISTS batch_items_id ON stackops.batch_items (kind, id);
+CREATE TABLE IF NOT EXISTS stackops.known_runs (
+    run_id text PRIMARY KEY,
+    since timestamptz NOT NULL DEFAULT now()
+);
+CREATE TABLE IF NOT EXISTS stackops.doomed_objects (
+    prefix text PRIMARY KEY,
+    kind text NOT NULL,
+    id text NOT NULL,
+    since timestamptz NOT NULL DEFAULT now(),
+    error text
+);
+CREATE TABLE IF NOT EXISTS stackops.usage (
+    kind text NOT NULL,
+    id text NOT NULL,
+    experiment_id integer,
+    objects bigint NOT NULL,
+    bytes bigint NOT NULL,
+    PRIMARY KEY (kind, id)
+);
+CREATE TABLE IF NOT EXISTS stackops.usage_history (
+    day date NOT NULL,
+    experiment_id integer NOT NULL,
+    objects bigint NOT NULL,
+    bytes bigint NOT NULL,
+    PRIMARY KEY (day, experiment_id)
+);
+CREATE TABLE IF NOT EXISTS stackops.inventories (
+    made timestamptz PRIMARY KEY,
+    seconds real NOT NULL,
+    facts jsonb NOT NULL
+);
+CREATE TABLE IF NOT EXISTS stackops.orphans (
+    prefix text PRIMARY KEY,
+    kind text NOT NULL,
+    objects bigint NOT NULL,
+    bytes bigint NOT NULL,
+    first_seen timestamptz NOT NULL,
+    last_seen timestamptz NOT NULL
+);
+"""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch of cleanup: what was planned together and is carried out and undone together."""
+
+    batch: str
+    made: datetime
+    state: str
+    done: datetime | None
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Item:
+    """Something that a batch deletes: its kind (run, trace, artifact, killed), MLflow's id, its size."""
+
+    kind: str
+    id: str
+    experiment_id: int
+    rule: str
+    bytes: int | None = None
+
+
+@contextmanager
+def opened(settings: Settings) -> Iterator[Connection]:
+    """Yield a connection that may delete, with the journal's tables there and the runs known.
+
+    Raise OperationError for a schema of MLflow that this version was not tested with.
+    """
+    with closing(postgres.connect(settings, role=ROLE)) as connection:
+        revision = postgres.schema_revision(connection)
+        if revision not in REVISIONS:
+            raise OperationError(
+                f"the schema of the database is {revision}; cleanup knows {', '.join(sorted(REVISIONS))}",
+                "./stack upgrade",
+            )
+        with connection, connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_xact_lock(hashtext('stackops'))")
+            cursor.execute(SCHEMA)
+        learn_runs(connection)
+        yield connection
+
+
+def learn_runs(connection: Connection) -> None:
+    """Note since when this stack knows each run: an adopted history is new on its first day."""
+    with connection, connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO stackops.known_runs (run_id) SELECT run_uuid FROM runs"
+            " WHERE NOT EXISTS (SELECT FROM stackops.known_runs WHERE run_id = run_uuid)"
+            " ON CONFLICT DO NOTHING"
+        )
+
+
+def write_batch(
+    connection: Connection, name: str, state: str, facts: dict[str, Any], items: Sequence[Item]
+) -> None:
+    """Write a batch and what it consists of."""
+    with connection, connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO stackops.batches (batch, state, facts) VALUES (%s, %s, %s)",
+            (name, state, json.dumps(facts)),
+        )
+        execute_values(
+            cursor,
+            "INSERT INTO stackops.batch_items (batch, kind, id, experiment_id, rule, bytes) VALUES %s",
+            [(name, item.kind, item.id, item.experiment_id, item.rule, item.bytes) for item in items],
+            page_size=1000,
+        )
+
+
+def batches(connection: Connection) -> list[Batch]:
+    """Return every batch, the oldest first."""
+    with connection, connection.cursor() as cursor:
+        cursor.execute("SELECT batch, made, state, done, facts FROM stackops.batches ORDER BY made, batch")
+        return [Batch(*row) for row in cursor]
+
+
+def batch(connection: Connection, name: str) -> Batch:
+    """Return a batch. Raise OperationError if there is none of that name."""
+    for found in batches(connection):
+        if found.batch == name:
+            return found
+    raise OperationError(f"there is no batch {name}", "./stack cleanup list")
+
+
+def items(connection: Connection, name: str, state: str) -> list[Item]:
+    """Return the items of a batch that are in a state (planned, done, undone, purged)."""
+    with connection, connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT kind, id, experiment_id, rule, bytes FROM stackops.batch_items"
+            " WHERE batch = %s AND state = %s ORDER BY kind, id",
+            (name, state),
+        )
+        return [Item(*row) for row in cursor]
+
+
+def set_state(connection: Connection, name: str, state: str) -> None:
+    """Change the state of a batch; a batch that is done gets the moment."""
+    with connection, connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE stackops.batches SET state = %s, done = CASE WHEN %s = 'done' THEN now() ELSE done END"
+            " WHERE batch = %s",
+            (state, state, name),
+        )

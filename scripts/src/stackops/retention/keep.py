@@ -1,0 +1,116 @@
+"""What is never deleted, and why: found with SQL, kept in temporary tables of a session.
+
+MLflow has no foreign keys from the model registry to runs, models and artifacts, and soft
+links elsewhere (tags, inputs, associations). All that this package knows of them is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from psycopg2.extensions import connection as Connection  # noqa: N812
+
+RUN_OF_URI = "^runs:/+([^/?#]+)"
+RUN_OF_PATH = "/([^/]+)/artifacts(?:/|$)"
+MODEL_OF_URI = "(?:^models:/+|/models/)(m-[0-9A-Za-z]+)"
+"""How a model version names its run or logged model: in its source, storage location or link."""
+
+_REFERENCES = """
+DROP TABLE IF EXISTS model_references;
+CREATE TEMP TABLE model_references AS
+SELECT
+    'registered model ' || version.name || ' version ' || version.version AS reason,
+    version.run_id,
+    substring(uri FROM %(run_of_uri)s) AS run_of_uri,
+    substring(uri FROM %(run_of_path)s) AS run_of_path,
+    substring(uri FROM %(model_of_uri)s) AS model_id
+FROM model_versions AS version,
+    unnest(ARRAY[version.source, version.storage_location, version.run_link, '']) AS uri
+WHERE version.current_stage IS DISTINCT FROM 'Deleted_Internal';
+"""
+
+_STEPS = """
+DROP TABLE IF EXISTS kept_runs, kept_models, kept_traces;
+CREATE TEMP TABLE kept_runs (id text PRIMARY KEY, reason text NOT NULL);
+CREATE TEMP TABLE kept_models (id text PRIMARY KEY, reason text NOT NULL);
+CREATE TEMP TABLE kept_traces (id text PRIMARY KEY, reason text NOT NULL);
+
+INSERT INTO kept_models SELECT model_id, min(reason) FROM model_references
+    WHERE model_id IS NOT NULL GROUP BY model_id ON CONFLICT DO NOTHING;
+INSERT INTO kept_models SELECT model_id, 'tag ' || min(tag_key) FROM logged_model_tags
+    WHERE tag_key = ANY(%(tags)s) GROUP BY model_id ON CONFLICT DO NOTHING;
+INSERT INTO kept_models SELECT link.destination_id, 'used by run ' || min(link.source_id)
+    FROM inputs AS link
+    JOIN runs ON runs.run_uuid = link.source_id AND runs.lifecycle_stage = 'active'
+    JOIN logged_models AS model ON model.model_id = link.destination_id
+    WHERE link.source_type = 'RUN_INPUT' AND link.destination_type = 'MODEL_INPUT'
+        AND model.source_run_id IS DISTINCT FROM link.source_id
+    GROUP BY link.destination_id ON CONFLICT DO NOTHING;
+
+INSERT INTO kept_runs SELECT id, min(reason) FROM (
+        SELECT unnest(ARRAY[run_id, run_of_uri, run_of_path]) AS id, reason FROM model_references
+    ) AS named WHERE id <> '' GROUP BY id ON CONFLICT DO NOTHING;
+INSERT INTO kept_runs SELECT model.source_run_id, min('its model: ' || kept_models.reason)
+    FROM kept_models JOIN logged_models AS model ON model.model_id = kept_models.id
+    WHERE model.source_run_id <> '' GROUP BY model.source_run_id ON CONFLICT DO NOTHING;
+INSERT INTO kept_runs SELECT run_uuid, 'tag ' || min(key) FROM tags
+    WHERE key = ANY(%(tags)s) GROUP BY run_uuid ON CONFLICT DO NOTHING;
+INSERT INTO kept_runs SELECT run_uuid, 'tag ' || min(key) || ' of the experiment'
+    FROM runs JOIN experiment_tags USING (experiment_id)
+    WHERE key = ANY(%(tags)s) GROUP BY run_uuid ON CONFLICT DO NOTHING;
+INSERT INTO kept_runs SELECT destination_id, 'traces are linked to it' FROM entity_associations
+    WHERE destination_type = 'run' ON CONFLICT DO NOTHING;
+INSERT INTO kept_runs SELECT DISTINCT run_id, 'assessments come from it' FROM assessments
+    WHERE run_id <> '' ON CONFLICT DO NOTHING;
+INSERT INTO kept_runs
+    SELECT DISTINCT substring(assessment_metadata FROM '"mlflow.assessment.sourceRunId": *"([^"]+)"'),
+        'assessments come from it'
+    FROM assessments WHERE assessment_metadata LIKE '%%"mlflow.assessment.sourceRunId": "%%'
+    ON CONFLICT DO NOTHING;
+INSERT INTO kept_runs SELECT DISTINCT source_run_id, 'an issue comes from it' FROM issues
+    WHERE source_run_id <> '' ON CONFLICT DO NOTHING;
+
+CREATE TEMP TABLE run_links ON COMMIT DROP AS
+    SELECT run_uuid AS one, value AS other FROM tags WHERE key = 'mlflow.parentRunId'
+    UNION ALL SELECT value, run_uuid FROM tags WHERE key = 'mlflow.parentRunId';
+ANALYZE run_links, kept_runs;
+WITH RECURSIVE tree AS (
+    SELECT id FROM kept_runs
+    UNION
+    SELECT link.other FROM tree JOIN run_links AS link ON link.one = tree.id
+)
+INSERT INTO kept_runs SELECT id, 'another run of its tree is kept' FROM tree ON CONFLICT DO NOTHING;
+
+INSERT INTO kept_models SELECT model_id, 'its run: ' || kept_runs.reason FROM kept_runs
+    JOIN logged_models ON source_run_id = kept_runs.id ON CONFLICT DO NOTHING;
+
+INSERT INTO kept_traces SELECT request_id, 'tag ' || min(key) FROM trace_tags
+    WHERE key = ANY(%(tags)s) GROUP BY request_id ON CONFLICT DO NOTHING;
+INSERT INTO kept_traces SELECT request_id, 'tag ' || min(key) || ' of the experiment'
+    FROM trace_info JOIN experiment_tags USING (experiment_id)
+    WHERE key = ANY(%(tags)s) GROUP BY request_id ON CONFLICT DO NOTHING;
+INSERT INTO kept_traces SELECT DISTINCT source_id, 'in an evaluation dataset' FROM evaluation_dataset_records
+    WHERE source_type = 'TRACE' AND source_id <> '' ON CONFLICT DO NOTHING;
+INSERT INTO kept_traces SELECT source_id, 'linked to run ' || min(destination_id)
+    FROM entity_associations JOIN runs ON run_uuid = destination_id AND lifecycle_stage = 'active'
+    WHERE source_type = 'trace' AND destination_type = 'run'
+    GROUP BY source_id ON CONFLICT DO NOTHING;
+ANALYZE kept_runs, kept_models, kept_traces;
+"""
+
+
+def find(connection: Connection, keep_tags: Iterable[str]) -> None:
+    """Fill kept_runs, kept_models and kept_traces: the id of what must stay, and the reason.
+
+    Runs of one tree (mlflow.parentRunId) stay together. Call it outside of a transaction.
+    """
+    find_references(connection)
+    with connection, connection.cursor() as cursor:
+        cursor.execute(_STEPS, {"tags": list(keep_tags)})
+
+
+def find_references(connection: Connection) -> None:
+    """Fill model_references: what the versions of registered models name, by whatever column."""
+    values = {"run_of_uri": RUN_OF_URI, "run_of_path": RUN_OF_PATH, "model_of_uri": MODEL_OF_URI}
+    with connection, connection.cursor() as cursor:
+        cursor.execute(_REFERENCES, values)

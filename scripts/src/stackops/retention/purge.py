@@ -1,0 +1,235 @@
+"""Purge: what was deleted long enough ago goes for good, rows first, then objects.
+
+Rows go in small transactions that hold the run's rows and, for their last moment, the model
+registry still, and look again whether anything has been registered. In the same transaction
+the prefixes of the objects are written into the journal; the objects go after the commit,
+so a purge that was killed anywhere is finished by the next one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg2
+from psycopg2.extensions import connection as Connection  # noqa: N812
+from psycopg2.extras import execute_values
+
+from stackops.retention import keep, tables
+from stackops.retention.places import Place, of_location
+from stackops.retention.policy import Policy
+
+TARGET_SECONDS = 0.1
+"""How long a transaction should take; the number of rows follows from it."""
+FIRST_CHUNK, LARGEST_CHUNK = 20, 500
+ATTEMPTS = 20
+PAUSE_SECONDS = 0.2
+
+
+class RegistryChangedError(Exception):
+    """A model version was registered or changed since it was found out what must stay."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of record that is purged: its table, key, and what says that one is due."""
+
+    name: str
+    table: str
+    column: str
+    location: str
+    due: str
+
+
+RUNS = Kind(
+    "run",
+    "runs",
+    "run_uuid",
+    "artifact_uri",
+    "lifecycle_stage = 'deleted' AND deleted_time < %(before)s"
+    " AND NOT EXISTS (SELECT FROM kept_runs WHERE kept_runs.id = run_uuid)",
+)
+MODELS = Kind(
+    "model",
+    "logged_models",
+    "model_id",
+    "artifact_location",
+    "(lifecycle_stage = 'deleted' OR EXISTS (SELECT FROM experiments WHERE"
+    "  experiments.experiment_id = logged_models.experiment_id AND experiments.lifecycle_stage = 'deleted'"
+    "  AND experiments.last_update_time < %(before)s))"
+    " AND last_updated_timestamp_ms < %(before)s"
+    " AND NOT EXISTS (SELECT FROM kept_models WHERE kept_models.id = model_id)",
+)
+TRACES = Kind(
+    "trace",
+    "trace_info",
+    "request_id",
+    "(SELECT value FROM trace_tags WHERE trace_tags.request_id = trace_info.request_id"
+    " AND key = 'mlflow.artifactLocation')",
+    "(EXISTS (SELECT FROM stackops.batch_items AS item WHERE item.kind = 'trace' AND item.id = request_id"
+    "   AND item.state = 'done' AND item.done < to_timestamp(%(before)s / 1000.0))"
+    "  OR EXISTS (SELECT FROM experiments WHERE experiments.experiment_id = trace_info.experiment_id"
+    "   AND experiments.lifecycle_stage = 'deleted' AND experiments.last_update_time < %(before)s))"
+    " AND NOT EXISTS (SELECT FROM kept_traces WHERE kept_traces.id = request_id)",
+)
+EXPERIMENTS = Kind(
+    "experiment",
+    "experiments",
+    "experiment_id",
+    "artifact_location",
+    "lifecycle_stage = 'deleted' AND last_update_time < %(before)s AND experiment_id <> 0"
+    " AND NOT EXISTS (SELECT FROM runs WHERE runs.experiment_id = experiments.experiment_id)"
+    " AND NOT EXISTS (SELECT FROM logged_models AS model"
+    "  WHERE model.experiment_id = experiments.experiment_id)"
+    " AND NOT EXISTS (SELECT FROM trace_info WHERE trace_info.experiment_id = experiments.experiment_id)",
+)
+
+
+def due(connection: Connection, kind: Kind, before_ms: int) -> list[Any]:
+    """Return the ids of a kind that are due, by the tables of keep.find."""
+    with connection, connection.cursor() as cursor:
+        cursor.execute(
+            f"SELECT {kind.column} FROM {kind.table} WHERE {kind.due} ORDER BY 1", {"before": before_ms}
+        )
+        return [row[0] for row in cursor]
+
+
+def preview(connection: Connection, policy: Policy, before_ms: int) -> dict[str, int]:
+    """Return how many of each kind a purge would delete now, and the bytes as of the last inventory."""
+    keep.find(connection, policy.keep_tags)
+    found: dict[str, int] = {"bytes": 0}
+    for kind in (RUNS, MODELS, TRACES):
+        ids = due(connection, kind, before_ms)
+        found[f"{kind.name}s"] = len(ids)
+        with connection, connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT coalesce(sum(bytes), 0)::bigint FROM stackops.usage WHERE kind = %s AND id = ANY(%s)",
+                (kind.name, ids),
+            )
+            found["bytes"] += cursor.fetchone()[0]
+    return found
+
+
+class Purge:
+    """One purge of a database: what it deleted of each kind, and what it had to leave."""
+
+    def __init__(self, connection: Connection, policy: Policy, bucket: str, before_ms: int) -> None:
+        self._connection = connection
+        self._policy = policy
+        self._bucket = bucket
+        self._before_ms = before_ms
+        self._registry: tuple = ()
+        self.counts: Counter[str] = Counter()
+        self.problems: set[str] = set()
+
+    def run(self) -> None:
+        """Delete the rows of all that is due and write where its objects are into the journal."""
+        for kind in (RUNS, MODELS, TRACES, EXPERIMENTS):
+            self._find_kept()
+            self._delete_all(kind, due(self._connection, kind, self._before_ms))
+
+    def _find_kept(self) -> None:
+        """Find out what must stay, after the state of the registry that this belongs to."""
+        with self._connection, self._connection.cursor() as cursor:
+            self._registry = _registry_state(cursor)
+        keep.find(self._connection, self._policy.keep_tags)
+
+    def _delete_all(self, kind: Kind, waiting: list[Any]) -> None:
+        """Delete records a chunk at a time. One that cannot be deleted is a problem, not the end."""
+        size, failures = FIRST_CHUNK, 0
+        while waiting:
+            chunk = waiting[:size]
+            started = time.monotonic()
+            try:
+                self._delete(kind, chunk)
+            except RegistryChangedError:
+                failures += 1
+                self._find_kept()
+                still = set(due(self._connection, kind, self._before_ms))
+                waiting = [name for name in waiting if name in still]
+            except (psycopg2.errors.LockNotAvailable, psycopg2.errors.DeadlockDetected):
+                failures += 1
+                time.sleep(PAUSE_SECONDS)
+            except psycopg2.OperationalError:
+                raise  # the database is away: that is no single record's fault
+            except psycopg2.Error as error:
+                if len(chunk) == 1:
+                    self.problems.add(f"{kind.name} {chunk[0]}: {str(error).strip()}")
+                    waiting = waiting[1:]
+                size = max(1, len(chunk) // 2)
+            else:
+                failures = 0
+                waiting = waiting[len(chunk) :]
+                fast = time.monotonic() - started < TARGET_SECONDS
+                size = min(LARGEST_CHUNK, size * 2) if fast else max(1, size // 2)
+            if failures > ATTEMPTS:
+                self.problems.add(f"{len(waiting)} {kind.name}s: others hold the registry all the time")
+                return
+
+    def _delete(self, kind: Kind, ids: Sequence[Any]) -> None:
+        """Delete some records in one transaction, with the models that only they have."""
+        with self._connection, self._connection.cursor() as cursor:
+            cursor.execute("SET LOCAL lock_timeout = '1s'")
+            cursor.execute(
+                f"SELECT {kind.column}, {kind.location} FROM {kind.table}"
+                f" WHERE {kind.column} = ANY(%(ids)s) AND {kind.due} ORDER BY 1 FOR UPDATE",
+                {"ids": list(ids), "before": self._before_ms},
+            )
+            places, good = self._places(kind, cursor.fetchall())
+            work = [(tables.deletions(kind.table, kind.column), good)]
+            models: list[str] = []
+            if kind is RUNS:
+                cursor.execute(
+                    "SELECT model_id, artifact_location FROM logged_models"
+                    " WHERE source_run_id = ANY(%s) ORDER BY 1 FOR UPDATE",
+                    (good,),
+                )
+                of_models, models = self._places(MODELS, cursor.fetchall())
+                places += of_models
+                work.insert(0, (tables.deletions(MODELS.table, MODELS.column), models))
+            # What may take long comes before the lock that others wait for.
+            for statements, names in work:
+                for statement in statements[:-1]:
+                    cursor.execute(statement, {"ids": names})
+            cursor.execute("LOCK TABLE model_versions IN SHARE MODE")
+            if _registry_state(cursor) != self._registry:
+                raise RegistryChangedError
+            for statements, names in work:
+                cursor.execute(statements[-1], {"ids": names})
+            execute_values(
+                cursor,
+                "INSERT INTO stackops.doomed_objects (prefix, kind, id) VALUES %s ON CONFLICT DO NOTHING",
+                [(place.prefix, place.kind, place.id) for place in places],
+            )
+            texts = [str(name) for name in good]
+            cursor.execute(
+                "UPDATE stackops.batch_items SET state = 'purged' WHERE kind = %s AND id = ANY(%s)",
+                (kind.name, texts),
+            )
+            cursor.execute("DELETE FROM stackops.known_runs WHERE run_id = ANY(%s)", (texts,))
+        self.counts[kind.name] += len(good)
+        self.counts[MODELS.name] += len(models)
+
+    def _places(self, kind: Kind, found: list[tuple]) -> tuple[list[Place], list[Any]]:
+        """Given (id, location), return where artifacts are, and the ids of the records that may go.
+
+        A record whose artifacts are somewhere else stays: nobody could find them any more.
+        """
+        places, good = [], []
+        for name, uri in found:
+            place = of_location(kind.name, str(name), uri, self._bucket)
+            if place:
+                places.append(place)
+            elif uri and kind in {RUNS, MODELS}:
+                self.problems.add(f"{kind.name} {name}: its artifacts are at {uri}")
+                continue
+            good.append(name)
+        return places, good
+
+
+def _registry_state(cursor: Any) -> tuple:
+    cursor.execute("SELECT count(*), max(creation_time), max(last_updated_time) FROM model_versions")
+    return cursor.fetchone()

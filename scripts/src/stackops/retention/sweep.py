@@ -1,0 +1,144 @@
+"""Objects of the journal: prefixes whose records are gone, and artifacts that a rule has doomed.
+
+It can be killed anywhere and begun again: a prefix leaves the journal when nothing is below it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from psycopg2.extensions import connection as Connection  # noqa: N812
+
+from stackops.errors import FailedError
+from stackops.retention import keep
+from stackops.retention.places import of_location
+from stackops.retention.policy import Rule, matches
+from stackops.storage import DELETED_AT_ONCE, Bucket
+
+LISTERS = 8
+
+
+@dataclass
+class Swept:
+    """How many objects and bytes were freed, and what could not be."""
+
+    objects: int = 0
+    bytes: int = 0
+    problems: set[str] = field(default_factory=set)
+
+
+def doomed_prefixes(connection: Connection, bucket: Bucket) -> Swept:
+    """Delete every object below the prefixes of the journal. What is referred to again stays."""
+    swept = Swept()
+    keep.find_references(connection)
+    with connection, connection.cursor() as cursor:
+        cursor.execute("UPDATE stackops.doomed_objects SET error = NULL WHERE error IS NOT NULL")
+        cursor.execute(
+            "UPDATE stackops.doomed_objects AS doomed SET error = reference.reason || ' refers to it'"
+            " FROM model_references AS reference WHERE doomed.id = ANY(ARRAY[reference.run_id,"
+            " reference.run_of_uri, reference.run_of_path, reference.model_id])"
+        )
+        cursor.execute("SELECT prefix FROM stackops.doomed_objects WHERE error IS NOT NULL ORDER BY 1")
+        swept.problems = {f"{prefix}: kept, it is referred to" for (prefix,) in cursor}
+        cursor.execute("SELECT prefix FROM stackops.doomed_objects WHERE error IS NULL ORDER BY 1")
+        prefixes = [prefix for (prefix,) in cursor]
+
+    def emptied(done: list[str]) -> None:
+        with connection, connection.cursor() as cursor:
+            cursor.execute("DELETE FROM stackops.doomed_objects WHERE prefix = ANY(%s)", (done,))
+
+    _empty(bucket, prefixes, lambda *_: True, swept, emptied)
+    return swept
+
+
+def doomed_artifacts(connection: Connection, bucket: Bucket, rule: Rule, before_ms: int) -> Swept:
+    """Delete the artifacts that a rule names, of the runs that a batch has doomed long enough ago."""
+    swept = Swept()
+    with connection, connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT item.id, runs.artifact_uri FROM stackops.batch_items AS item"
+            " JOIN runs ON runs.run_uuid = item.id"
+            " WHERE item.kind = 'artifacts' AND item.rule = %s AND item.state = 'done'"
+            " AND item.done < to_timestamp(%s / 1000.0)"
+            " AND NOT EXISTS (SELECT FROM kept_runs WHERE kept_runs.id = item.id)",
+            (rule.name, before_ms),
+        )
+        places = {}
+        for run_id, uri in cursor:
+            place = of_location("run", run_id, uri, bucket.name)
+            if place:
+                places[place.prefix] = run_id
+            else:
+                swept.problems.add(f"run {run_id}: its artifacts are at {uri}")
+
+    def named(key: str, size: int, prefix: str) -> bool:
+        path = key.removeprefix(prefix)
+        return (not rule.artifacts or any(matches(pattern, path) for pattern in rule.artifacts)) and (
+            rule.larger_than is None or size > rule.larger_than
+        )
+
+    def emptied(done: list[str]) -> None:
+        with connection, connection.cursor() as cursor:
+            cursor.execute(
+                "UPDATE stackops.batch_items SET state = 'purged'"
+                " WHERE kind = 'artifacts' AND rule = %s AND state = 'done' AND id = ANY(%s)",
+                (rule.name, [places[prefix] for prefix in done]),
+            )
+
+    _empty(bucket, list(places), named, swept, emptied)
+    return swept
+
+
+def _empty(
+    bucket: Bucket,
+    prefixes: list[str],
+    named: Callable[[str, int, str], bool],
+    swept: Swept,
+    emptied: Callable[[list[str]], None],
+) -> None:
+    """Delete the named objects below prefixes; tell `emptied` the prefixes that are through."""
+    with ThreadPoolExecutor(LISTERS) as pool:
+        for group in _chunks(prefixes, LISTERS * 16):
+            listed = dict(zip(group, pool.map(lambda prefix: _list(bucket, prefix), group), strict=True))
+            sizes: dict[str, int] = {}
+            for prefix, found in listed.items():
+                if isinstance(found, FailedError):
+                    swept.problems.add(f"{prefix}: {found}")
+                else:
+                    sizes |= {key: size for key, size in found if named(key, size, prefix)}
+            failed: dict[str, str] = {}
+            for answer in pool.map(lambda keys: _delete(bucket, keys), _chunks(list(sizes), DELETED_AT_ONCE)):
+                failed |= answer
+            swept.problems |= {f"{key}: {reason}" for key, reason in failed.items()}
+            freed = [size for key, size in sizes.items() if key not in failed]
+            swept.objects += len(freed)
+            swept.bytes += sum(freed)
+            emptied(
+                [
+                    prefix
+                    for prefix, found in listed.items()
+                    if not isinstance(found, FailedError)
+                    and not any(key.startswith(prefix) for key in failed)
+                ]
+            )
+
+
+def _list(bucket: Bucket, prefix: str) -> list[tuple[str, int]] | FailedError:
+    try:
+        return list(bucket.objects(prefix))
+    except FailedError as error:
+        return error
+
+
+def _delete(bucket: Bucket, keys: list[str]) -> dict[str, str]:
+    try:
+        return bucket.delete(keys)
+    except FailedError as error:
+        return dict.fromkeys(keys, str(error))
+
+
+def _chunks(values: list[str], size: int) -> Iterator[list[str]]:
+    for start in range(0, len(values), size):
+        yield values[start : start + size]

@@ -1,0 +1,101 @@
+"""The bucket by S3's own calls: listing, deleting, unfinished uploads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from configparser import ConfigParser
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from stackops.errors import FailedError
+from stackops.settings import Settings
+
+if TYPE_CHECKING:
+    from botocore.client import BaseClient
+
+DELETED_AT_ONCE = 1000
+"""S3's limit for one DeleteObjects."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """An upload in parts that was begun and neither completed nor aborted."""
+
+    key: str
+    upload_id: str
+    begun: datetime
+
+
+class Bucket:
+    """A bucket of the store. What S3 refuses is a FailedError."""
+
+    def __init__(self, client: BaseClient, name: str) -> None:
+        self._client = client
+        self.name = name
+
+    def objects(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """Yield (key, bytes) of every object below a prefix, the keys in order."""
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix)
+        with _as_failure("the bucket cannot be listed"):
+            for page in pages:
+                for found in page.get("Contents", ()):
+                    yield found["Key"], found["Size"]
+
+    def delete(self, keys: Sequence[str]) -> dict[str, str]:
+        """Delete at most DELETED_AT_ONCE objects; return the reason by key for those that stayed."""
+        with _as_failure("objects cannot be deleted"):
+            answer = self._client.delete_objects(
+                Bucket=self.name, Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True}
+            )
+        return {error["Key"]: error.get("Message", error["Code"]) for error in answer.get("Errors", ())}
+
+    def uploads(self, prefix: str) -> list[Upload]:
+        """Return the unfinished uploads below a prefix."""
+        pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self.name, Prefix=prefix)
+        with _as_failure("unfinished uploads cannot be listed"):
+            return [
+                Upload(found["Key"], found["UploadId"], found["Initiated"])
+                for page in pages
+                for found in page.get("Uploads", ())
+            ]
+
+    def abort(self, upload: Upload) -> None:
+        """Give an unfinished upload up: its parts are freed."""
+        with _as_failure("an upload cannot be aborted"):
+            self._client.abort_multipart_upload(Bucket=self.name, Key=upload.key, UploadId=upload.upload_id)
+
+
+@contextmanager
+def _as_failure(what: str) -> Iterator[None]:
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except (BotoCoreError, ClientError) as error:
+        raise FailedError(f"{what}: {error}", "./stack status; is the storage up?") from error
+
+
+def open_bucket(settings: Settings, connections: int = 8) -> Bucket:
+    """Return the stack's bucket, with the credentials of the backup's secrets."""
+    import boto3
+    from botocore.config import Config
+
+    given = ConfigParser()
+    given.read_string((settings.secrets / "aws_credentials").read_text(encoding="utf-8"))
+    client = boto3.client(
+        "s3",
+        endpoint_url=settings.storage_endpoint,
+        aws_access_key_id=given["default"]["aws_access_key_id"],
+        aws_secret_access_key=given["default"]["aws_secret_access_key"],
+        region_name="us-east-1",
+        config=Config(
+            s3={"addressing_style": "path"},
+            max_pool_connections=connections,
+            connect_timeout=5,
+            read_timeout=60,
+            retries={"max_attempts": 3, "mode": "standard"},
+        ),
+    )
+    return Bucket(client, settings.bucket)
