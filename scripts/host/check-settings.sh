@@ -19,6 +19,7 @@ value_fits() {
         size) matches "$2" '[1-9][0-9]*[kmgtKMGT]?[bB]?' ;;
         schedule) matches "$2" 'off|[0-9*/,-]+( [0-9A-Za-z*/,#L-]+){4}' ;;
         switch) matches "$2" 'on|off' ;;
+        answer) matches "$2" 'yes|no' ;;
         address) matches "$2" '(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])(\.(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])){3}|\[[0-9A-Fa-f]*:[0-9A-Fa-f:.]*\]' ;;
         name) matches "$2" '[a-z0-9][a-z0-9_-]*' ;;
         tag) matches "$2" '[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}' ;;
@@ -41,6 +42,7 @@ meaning_of() {
         size) echo 'it takes a size such as 512m or 2g' ;;
         schedule) echo 'it takes minute hour day month weekday, such as 0 1 * * *, or off' ;;
         switch) echo 'it takes on or off' ;;
+        answer) echo 'it takes yes or no' ;;
         address) echo 'it takes an address of this machine: 127.0.0.1, 0.0.0.0 or, in brackets, [::1]' ;;
         name) echo 'it takes small letters, digits, - and _' ;;
         tag) echo 'it takes letters, digits, ., - and _' ;;

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from kit.backups import put_set, set_id, settings_in
 from stackops import cli, report, state
 from stackops.errors import BusyError, FailedError, OperationError
+from stackops.files import size_text
 from stackops.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -101,14 +102,14 @@ def test_the_database_and_its_dead_rows_are_shown() -> None:
         "database": {"bytes": 1 << 30, "checksum_failures": 0, "bloat": bloat},
     }
     assert report.lines("status", found) == [
-        "  database     1 GB, checksum failures 0",
+        "  database     1.1 GB, checksum failures 0",
         "    metrics: 5000 dead rows beside 10, 5 MB",
     ]
 
 
 def test_sets_are_listed_a_line_each(settings: Settings) -> None:
     assert report.lines("list", report.sets(settings)) == ["no backup set yet"]
-    put_set(settings, 0, label="before the upgrade", database_bytes=3 << 20)
+    put_set(settings, 0, label="before the upgrade", database_bytes=3_000_000)
     put_set(settings, 24, full=False)
     first, second = report.lines("list", report.sets(settings))
     assert first.startswith(
@@ -121,8 +122,8 @@ def test_sets_are_listed_a_line_each(settings: Settings) -> None:
 
 @given(st.integers(0, 2**60))
 def test_a_size_is_short_and_near(count: int) -> None:
-    number, unit = report._size(count).split()
-    factor = 1024 ** ["B", "kB", "MB", "GB", "TB"].index(unit)
+    number, unit = size_text(count).split()
+    factor = 1000 ** ["B", "kB", "MB", "GB", "TB"].index(unit)
     assert abs(float(number) * factor - count) <= factor / 2
 
 

@@ -66,7 +66,7 @@ def test_an_unknown_option_is_refused_with_the_way_to_the_help(host: FakeHost, v
     assert host.calls == []
 
 
-@pytest.mark.parametrize("verb", sorted(set(VERBS) - {"backup", "logs", "rotate", "test"}))
+@pytest.mark.parametrize("verb", sorted(set(VERBS) - {"backup", "cleanup", "logs", "rotate", "test"}))
 def test_a_word_that_a_verb_does_not_take_is_refused(host: FakeHost, verb: str) -> None:
     done = host.run(verb, "volumes")
     assert_error(done, STATUS_USAGE, f"{verb} takes no 'volumes'", fix=f"./stack {verb} --help")

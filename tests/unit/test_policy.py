@@ -10,9 +10,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from stackops import policy
 from stackops.errors import OperationError
-from stackops.policy import KeepBest, Policy, Rule
+from stackops.retention import policy
+from stackops.retention.policy import KeepBest, Policy, Rule
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "config/retention.toml.example"
 BUILT_IN = Rule("default", "delete-runs", status=("FINISHED",), older_than_days=90)

@@ -49,9 +49,9 @@ def make(connection: Connection, policy: Policy) -> Plan:
             " PRIMARY KEY (kind, id))"
         )
         for rule in policy.rules:
-            if rule.action in {"keep", "delete-runs", "delete-artifacts", "mark-killed"}:
+            if "runs" in rule.kinds:
                 cursor.execute(_decide_runs(rule))
-            if rule.action == "delete-traces" or (rule.action == "keep" and not rule.status):
+            if "traces" in rule.kinds:
                 cursor.execute(_decide_traces(rule))
         cursor.execute("ANALYZE decided")
         cursor.execute(
@@ -148,11 +148,10 @@ def _run_age(rule: Rule) -> list[sql.Composable]:
 
 def _decide_runs(rule: Rule) -> sql.Composable:
     """Return the statement that decides over the runs that a rule matches and no earlier one did."""
-    status = ("RUNNING",) if rule.action == "mark-killed" else rule.status
     matched = [sql.SQL("run.lifecycle_stage = 'active'"), *_experiments(rule)]
     matched += _tags(rule, "tags", "run_uuid", sql.SQL("run.run_uuid"))
-    if status:
-        matched.append(sql.SQL("run.status = ANY({})").format(sql.Literal(list(status))))
+    if rule.status:
+        matched.append(sql.SQL("run.status = ANY({})").format(sql.Literal(list(rule.status))))
     spared = [sql.SQL("false")]
     ranks, joins = sql.SQL(""), sql.SQL("")
     if rule.keep_last:
