@@ -128,19 +128,20 @@ class Stack:
         return self._run([str(ROOT / "stack"), *words], check=check, timeout=timeout, extra=extra)
 
     def compose(
-        self, *words: str, check: bool = True, timeout: float = 300, **extra: str
+        self, *words: str, check: bool = True, timeout: float = 300, given: str = "", **extra: str
     ) -> subprocess.CompletedProcess:
-        """Run docker compose WORDS…"""
-        return self._run(["docker", "compose", *words], check=check, timeout=timeout, extra=extra)
+        """Run docker compose WORDS… with `given` on its standard input."""
+        command = ["docker", "compose", *words]
+        return self._run(command, check=check, timeout=timeout, extra=extra, given=given)
 
     def _run(
-        self, command: list[str], *, check: bool, timeout: float, extra: dict[str, str]
+        self, command: list[str], *, check: bool, timeout: float, extra: dict[str, str], given: str = ""
     ) -> subprocess.CompletedProcess:
         done = subprocess.run(
             command,
             cwd=ROOT,
             env={**self.environment, **extra},
-            stdin=subprocess.DEVNULL,
+            input=given,
             capture_output=True,
             text=True,
             timeout=timeout,
@@ -221,6 +222,12 @@ class Stack:
             "-Atqc",
             statement,
         ).stdout.strip()
+
+    def psql_script(self, script: str) -> None:
+        """Run a script of SQL as the superuser, in one transaction; it may be long."""
+        psql = ("psql", "-h", "/run/postgresql", "-U", "postgres", "-d", "mlflow", "-q")
+        options = ("--single-transaction", "--set=ON_ERROR_STOP=1", "--output=/dev/null")
+        self.compose("exec", "-T", "postgres", *psql, *options, given=script)
 
     def remove(self) -> None:
         """Remove containers, volumes, networks and this tag's images."""

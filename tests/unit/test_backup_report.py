@@ -96,6 +96,7 @@ def test_an_offsite_copy_that_is_off_is_shown_as_it_is(settings: Settings, tmp_p
 def test_the_database_and_its_dead_rows_are_shown() -> None:
     bloat = [{"table": "metrics", "rows": 10, "dead_rows": 5000, "bytes": 5 << 20}]
     found = {
+        "cleanup_waits": "",
         "continuous": {},
         "jobs": {},
         "problems": [],

@@ -11,6 +11,7 @@ from stackops import metrics, postgres, state
 from stackops import sets as backup_sets
 from stackops.errors import FailedError
 from stackops.files import size_text
+from stackops.retention import show
 from stackops.settings import Settings
 
 DEAD_ROWS_SHOWN = 0.2
@@ -58,11 +59,28 @@ def status(settings: Settings) -> dict[str, Any]:
         if not value["ok"]:
             problems.append(f"continuous backup, {part}: {value['error']}")
     return {
+        "cleanup_waits": _waiting_cleanup(settings),
         "jobs": jobs,
         "continuous": parts,
         "database": _database(settings, problems),
         "problems": problems,
     }
+
+
+def _waiting_cleanup(settings: Settings) -> str:
+    """Return what a batch of cleanup that waits for approval says, or ""."""
+    try:
+        with closing(postgres.connect(settings)) as connection:
+            if postgres.fetch_one(connection, "SELECT to_regclass('stackops.batches')")[0] is None:
+                return ""
+            row = postgres.fetch_one(
+                connection,
+                "SELECT batch, facts FROM stackops.batches WHERE state = 'waiting'"
+                " ORDER BY made DESC LIMIT 1",
+            )
+    except FailedError:
+        return ""  # said by others
+    return show.waiting(*row) if row else ""
 
 
 def _iso(seconds: float) -> str:
@@ -119,6 +137,8 @@ def lines(action: str, found: Any) -> list[str]:
         text.append(f"  {job:<12} {last}; next {value['next'] or 'off'}")
         if value["message"]:
             text += [f"    {line}" for line in value["message"].splitlines()[:5]]
+    if found["cleanup_waits"]:
+        text.append(f"  {found['cleanup_waits']}")
     database = found["database"]
     if database:
         size = size_text(database["bytes"])

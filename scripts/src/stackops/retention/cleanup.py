@@ -14,7 +14,7 @@ from psycopg2.extensions import connection as Connection  # noqa: N812
 
 from stackops.errors import OperationError
 from stackops.retention import journal, plan
-from stackops.retention.journal import DONE, REPLACED, RUNNING, UNDONE, WAITING, Batch, Item
+from stackops.retention.journal import DONE, REPLACED, RUNNING, UNDONE, WAITING, Item
 from stackops.retention.policy import Policy
 
 CHUNK = 500
@@ -151,9 +151,3 @@ def _carry_out(connection: Connection, name: str, now: plan.Plan) -> dict[str, i
         done.update(kind for kind, _ in keys)
     journal.set_state(connection, name, DONE)
     return dict(done)
-
-
-def waiting(batches: list[Batch]) -> Batch | None:
-    """Return the batch that waits for approval, if there is one."""
-    found = [batch for batch in batches if batch.state == WAITING]
-    return found[-1] if found else None
