@@ -49,6 +49,12 @@ class StateCollector(Collector):
         following = GaugeMetricFamily(
             "stack_job_next_run_timestamp_seconds", "When the schedule fires next", labels=["job"]
         )
+        storage = GaugeMetricFamily("stack_storage_bytes", "Artifacts in the bucket at the last inventory")
+        objects = GaugeMetricFamily("stack_storage_objects", "Objects in the bucket at the last inventory")
+        damaged = GaugeMetricFamily(
+            "stack_records_without_objects",
+            "Models and versions whose objects the last inventory did not find",
+        )
         missing = GaugeMetricFamily("stack_drill_missing_objects", "Objects that the last drill did not find")
         for job, result in state.results(self._settings.backups).items():
             ok.add_metric([job], float(result.ok))
@@ -57,13 +63,17 @@ class StateCollector(Collector):
                 success.add_metric([job], result.last_success)
             if "missing_objects" in result.facts:
                 missing.add_metric([], result.facts["missing_objects"])
+            if job == "usage" and result.facts:
+                storage.add_metric([], result.facts["bytes"])
+                objects.add_metric([], result.facts["objects"])
+                damaged.add_metric([], result.facts["without_objects"])
         for job, schedule in self._settings.schedules.items():
             if job == "offsite" and not self._settings.offsite_repository:
                 continue
             moment = next_run(schedule, local_now())
             if moment:
                 following.add_metric([job], moment.timestamp())
-        yield from (ok, success, seconds, following, missing)
+        yield from (ok, success, seconds, following, missing, storage, objects, damaged)
 
     def _loops(self) -> Iterator[Metric]:
         ok = GaugeMetricFamily(
