@@ -24,6 +24,7 @@ flags=''
 [ "$JSON" = no ] || flags=--json
 case $action:$# in
     plan:0 | run:0 | purge:0 | list:0 | orphans:0 | approve:1 | undo:1 | explain:1)
+        secrets_step ensure >/dev/null  # a changed policy counts at once
         # shellcheck disable=SC2086  # none or one word
         ops cleanup "$action" $flags "$@" ;;
     approve:* | undo:*) die "$action which batch?" 'nothing was done' './stack cleanup list' "$STATUS_USAGE" ;;

@@ -219,6 +219,9 @@ def ensure(volume: Path, overrides: Path, *, own: bool = True) -> list[str]:
         if own:
             os.chown(folder, uid, uid)
     files = render_consumer_files(values) | _optional(overrides)
+    # No secret, but the folder of the host may be closed to everybody but root.
+    policy = overrides.parent / "retention.toml"
+    files["backup/retention.toml"] = _read_policy(policy) if policy.exists() else ""
     files["auth/users"] = _users(volume / "auth" / "users", values["admin_password"], own=own)
     for relative, text in files.items():
         path = volume / relative
@@ -258,6 +261,13 @@ def _users(path: Path, admin_password: str, *, own: bool) -> str:
         uid = CONSUMER_UIDS["auth"] if own else None
         _write(path, render_users("", admin_password), uid=uid, overwrite=False)
     return render_users(path.read_text(encoding="utf-8"), admin_password)
+
+
+def _read_policy(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise OperationError(f"config/{path.name} is no UTF-8 text: {error}", "save it as UTF-8") from error
 
 
 def _optional(overrides: Path) -> dict[str, str]:

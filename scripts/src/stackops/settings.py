@@ -37,10 +37,14 @@ class Settings:
     keep_days: int = 14
     keep_count: int = 2
     offsite_repository: str = ""
-    policy: Path = Path("/config/retention.toml")
     retention_days: int = 90
     purge_after_days: int | None = None
     """None: nothing is deleted for good."""
+
+    @property
+    def policy(self) -> Path:
+        """The copy of config/retention.toml that the jobs may read; empty where there is none."""
+        return self.secrets / "retention.toml"
 
     @property
     def database_folder(self) -> Path:

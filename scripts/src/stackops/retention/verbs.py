@@ -22,9 +22,7 @@ PROVING_JOBS = ("drill", "verify")
 
 def read_policy(settings: Settings) -> Policy:
     """Return the policy of config/retention.toml, or the default where there is no such file."""
-    path = settings.policy
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return policy.parse(text, settings.retention_days)
+    return policy.parse(settings.policy.read_text(encoding="utf-8"), settings.retention_days)
 
 
 def make_plan(settings: Settings) -> dict[str, Any]:

@@ -1,0 +1,116 @@
+"""Purging deleted runs with artifacts for good: `./stack cleanup purge` against `mlflow gc`.
+
+Usage: .venv/bin/python benchmarks/retention.py [--rounds 5] [--runs 2000]
+
+Works on a throwaway project. Each round makes two equal sets of deleted runs (a param, ten
+metric points, three tags and two artifacts each) and lets each way free one, the first way
+by turns. Both times include the start of their process in a running container; peak memory
+is the process's own (VmHWM).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from kit import history  # noqa: E402
+from kit.stack import Stack, free_port  # noqa: E402
+
+GC = """
+import resource, runpy, sys
+from stackserver.settings import read_settings
+sys.argv = ["mlflow", "gc", "--backend-store-uri", read_settings().database_uri,
+    "--artifacts-destination", "s3://mlflow/artifacts", "--tracking-uri", "http://127.0.0.1:5000"]
+try:
+    runpy.run_module("mlflow", run_name="__main__")
+finally:
+    print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+PURGE = """
+import resource, sys
+from stackops import cli
+sys.argv = ["stackops", "cleanup", "purge", "--json"]
+try:
+    cli.main()
+finally:
+    print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def make(stack: Stack, label: str, runs: int) -> None:
+    """Make runs that were deleted ten days ago."""
+    ids = [hashlib.md5(f"{label} {number}".encode()).hexdigest() for number in range(runs)]
+    history.bulk(stack, "0", ids)
+    stack.psql(
+        "UPDATE runs SET lifecycle_stage = 'deleted',"
+        " deleted_time = ((extract(epoch FROM now()) - 864000) * 1000)::bigint"
+        " WHERE lifecycle_stage = 'active'"
+    )
+    stack.psql("VACUUM ANALYZE")
+    stack.psql("CHECKPOINT")
+
+
+def left(stack: Stack) -> tuple[int, int]:
+    """Return the runs and objects that are still there."""
+    found = history.History(stack)
+    return int(stack.psql("SELECT count(*) FROM runs")), len(found.objects())
+
+
+def timed(stack: Stack, service: str, script: str) -> tuple[float, int]:
+    """Run a script in a service's container; return its seconds and peak memory in MB."""
+    extra = ("-e", "RETENTION_PURGE_AFTER_DAYS=1")
+    started = time.monotonic()
+    done = stack.compose("exec", "-T", *extra, service, "python", "-c", script, timeout=3600)
+    return time.monotonic() - started, int(done.stdout.split()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=2000)
+    arguments = parser.parse_args()
+    settings = Path(tempfile.mkdtemp()) / "env"
+    settings.write_text("")
+    stack = Stack("bench-retention", free_port(), settings, "latest")
+    ways = {"gc": ("mlflow", GC), "purge": ("cron", PURGE)}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    memory: dict[str, int] = dict.fromkeys(ways, 0)
+    try:
+        stack.verb("up", "--yes", timeout=1800)
+        for number in range(arguments.rounds):
+            names = list(ways) if number % 2 else list(reversed(ways))
+            for name in names:
+                make(stack, f"{number} {name}", arguments.runs)
+                stack.verb("backup", "run")
+                stack.verb("backup", "verify")
+                before = left(stack)
+                spent, peak = timed(stack, *ways[name])
+                after = left(stack)
+                assert after[0] == 0, (name, before, after)
+                seconds[name].append(spent)
+                memory[name] = max(memory[name], peak)
+                print(
+                    f"{name:<6} {spent:6.1f} s, {peak} MB, runs and objects {before} -> {after}", flush=True
+                )
+        medians = {name: statistics.median(values) for name, values in seconds.items()}
+        report = {
+            name: f"{medians[name]:.2f} s [{min(values):.2f}-{max(values):.2f}], peak {memory[name]} MB"
+            for name, values in seconds.items()
+        }
+        print(json.dumps(report, indent=1))
+        print(f"gc / purge: {medians['gc'] / medians['purge']:.1f}")
+    finally:
+        stack.compose("down", "--volumes", check=False)
+
+
+if __name__ == "__main__":
+    main()
