@@ -65,6 +65,24 @@ def stored(history: History) -> set[str]:
     return set(history.stack.psql("SELECT run_uuid FROM runs").split())
 
 
+def test_the_databases_foreign_keys_are_those_of_mlflows_own_metadata(stack: Stack) -> None:
+    import mlflow.store.model_registry.dbmodels.models
+    import mlflow.store.tracking.dbmodels.models  # noqa: F401  both fill the same metadata
+    from mlflow.store.db.base_sql_model import Base
+
+    described = {
+        (table.name, key.column.table.name, (key.ondelete or "no action").lower())
+        for table in Base.metadata.tables.values()
+        for key in table.foreign_keys
+    }
+    lines = stack.psql(
+        "SELECT conrelid::regclass, confrelid::regclass, CASE confdeltype WHEN 'a' THEN 'no action'"
+        " WHEN 'c' THEN 'cascade' WHEN 'n' THEN 'set null' END FROM pg_constraint"
+        " WHERE contype = 'f' AND connamespace = 'public'::regnamespace"
+    )
+    assert {tuple(line.split("|")) for line in lines.splitlines()} == described
+
+
 @pytest.fixture(scope="module")
 def before(aged: History) -> tuple[dict[str, str], dict[str, str]]:
     """Rows and objects of everything, before any cleanup."""

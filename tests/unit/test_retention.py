@@ -115,29 +115,24 @@ def test_the_revision_that_cleanup_knows_is_the_pinned_one() -> None:
     assert pinned_revision() in journal.REVISIONS
 
 
-def test_every_table_that_points_to_a_run_is_emptied_before_the_run() -> None:
-    texts = [_text(statement) for statement in tables.deletions("runs", "run_uuid")]
-    last = [text.split("FROM ")[1].split()[0].strip('"') for text in texts]
-    assert last[-1] == "runs"
-    assert set(last) == {
-        *(
-            "input_tags",
-            "inputs",
-            "entity_associations",
-            "latest_metrics",
-            "metrics",
-            "params",
-            "tags",
-            "runs",
-        ),
+def test_what_points_to_a_record_is_deleted_before_it() -> None:
+    keys = {
+        "runs": [("tags", "run_uuid", "run_uuid")],
+        "experiments": [("runs", "experiment_id", "experiment_id")],
     }
+    texts = [_text(statement) for statement in tables.deletions(keys, "experiments", "experiment_id")]
+    assert [text.split()[2] for text in texts[-3:]] == ["tags", "runs", "experiments"]
+    assert (
+        "SELECT run_uuid FROM runs WHERE experiment_id IN (SELECT experiment_id FROM experiments" in texts[-3]
+    )
 
 
 def test_links_without_a_foreign_key_are_those_that_are_known() -> None:
     """A new table or column that names runs, models or traces must be looked at by a person."""
+    import mlflow.store.model_registry.dbmodels.models
+    import mlflow.store.tracking.dbmodels.models  # noqa: F401
     from mlflow.store.db.base_sql_model import Base
 
-    tables.deletions("runs", "run_uuid")  # loads the metadata
     names = {
         "run_id",
         "run_uuid",

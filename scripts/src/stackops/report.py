@@ -92,7 +92,7 @@ def _database(settings: Settings, problems: list[str]) -> dict[str, Any]:
     try:
         with closing(postgres.connect(settings)) as connection, connection.cursor() as cursor:
             cursor.execute(
-                "SELECT relname, n_live_tup, n_dead_tup, pg_total_relationsize_text(relid)"
+                "SELECT relname, n_live_tup, n_dead_tup, pg_total_relation_size(relid)"
                 " FROM pg_stat_user_tables WHERE n_dead_tup > 1000 AND n_dead_tup > n_live_tup * %s"
                 " ORDER BY n_dead_tup DESC LIMIT 10",
                 (DEAD_ROWS_SHOWN,),
@@ -102,7 +102,7 @@ def _database(settings: Settings, problems: list[str]) -> dict[str, Any]:
                 for name, live, dead, size in cursor
             ]
             cursor.execute(
-                "SELECT pg_databasesize_text('mlflow'),"
+                "SELECT pg_database_size('mlflow'),"
                 " (SELECT coalesce(sum(checksum_failures), 0)::int FROM pg_stat_database)"
             )
             size, failures = cursor.fetchone()

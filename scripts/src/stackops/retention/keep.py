@@ -91,10 +91,11 @@ INSERT INTO kept_traces SELECT request_id, 'tag ' || min(key) || ' of the experi
     WHERE key = ANY(%(tags)s) GROUP BY request_id ON CONFLICT DO NOTHING;
 INSERT INTO kept_traces SELECT DISTINCT source_id, 'in an evaluation dataset' FROM evaluation_dataset_records
     WHERE source_type = 'TRACE' AND source_id <> '' ON CONFLICT DO NOTHING;
-INSERT INTO kept_traces SELECT source_id, 'linked to run ' || min(destination_id)
-    FROM entity_associations JOIN runs ON run_uuid = destination_id AND lifecycle_stage = 'active'
-    WHERE source_type = 'trace' AND destination_type = 'run'
-    GROUP BY source_id ON CONFLICT DO NOTHING;
+INSERT INTO kept_traces SELECT link.source_id, 'linked to run ' || min(link.destination_id)
+    FROM entity_associations AS link
+    JOIN runs ON runs.run_uuid = link.destination_id AND runs.lifecycle_stage = 'active'
+    WHERE link.source_type = 'trace' AND link.destination_type = 'run'
+    GROUP BY link.source_id ON CONFLICT DO NOTHING;
 ANALYZE kept_runs, kept_models, kept_traces;
 """
 

@@ -68,7 +68,8 @@ def make(connection: Connection, policy: Policy) -> Plan:
         actions = {rule.name: KINDS[rule.action] for rule in policy.rules if rule.action in KINDS}
         items = [Item(actions[rule], name, experiment, rule, size) for rule, name, experiment, size in cursor]
         cursor.execute(
-            "SELECT regexp_replace(reason, '(model|run) [^ ]+( version [0-9]+)?$', '\\1'), count(*)"
+            "SELECT regexp_replace(regexp_replace(reason, 'model .* version [0-9]+$', 'model'),"
+            " 'run [^ ]+$', 'run'), count(*)"
             " FROM decided JOIN (SELECT 'run' AS kind, * FROM kept_runs"
             "  UNION ALL SELECT 'trace', * FROM kept_traces) AS kept USING (kind, id)"
             " WHERE doomed GROUP BY 1 ORDER BY 2 DESC"

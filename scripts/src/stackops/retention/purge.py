@@ -122,6 +122,7 @@ class Purge:
         self._bucket = bucket
         self._before_ms = before_ms
         self._registry: tuple = ()
+        self._keys = tables.foreign_keys(connection)
         self.counts: Counter[str] = Counter()
         self.problems: set[str] = set()
 
@@ -179,7 +180,7 @@ class Purge:
                 {"ids": list(ids), "before": self._before_ms},
             )
             places, good = self._places(kind, cursor.fetchall())
-            work = [(tables.deletions(kind.table, kind.column), good)]
+            work = [(tables.deletions(self._keys, kind.table, kind.column), good)]
             models: list[str] = []
             if kind is RUNS:
                 cursor.execute(
@@ -189,7 +190,7 @@ class Purge:
                 )
                 of_models, models = self._places(MODELS, cursor.fetchall())
                 places += of_models
-                work.insert(0, (tables.deletions(MODELS.table, MODELS.column), models))
+                work.insert(0, (tables.deletions(self._keys, MODELS.table, MODELS.column), models))
             # What may take long comes before the lock that others wait for.
             for statements, names in work:
                 for statement in statements[:-1]:

@@ -1,4 +1,4 @@
-"""MLflow's tables as MLflow's own metadata describes them, and the links that it does not describe.
+"""What points to MLflow's records: by the database's foreign keys, and by no more than a column.
 
 From it follow the statements that delete rows: what points to a row goes before it. Rows
 that the database itself deletes with their owner (ON DELETE CASCADE) need none.
@@ -7,9 +7,11 @@ that the database itself deletes with their owner (ON DELETE CASCADE) need none.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
 
 from psycopg2 import sql
+from psycopg2.extensions import connection as Connection  # noqa: N812
+
+ForeignKeys = dict[str, list[tuple[str, str, str]]]
 
 UNTIED: dict[str, tuple[str, ...]] = {
     "runs": (
@@ -39,39 +41,46 @@ UNTIED: dict[str, tuple[str, ...]] = {
 """Rows that belong to others by their columns alone: what MLflow's stores look for by name."""
 
 
-@cache
-def _metadata() -> dict[str, list[tuple[str, str, str]]]:
-    """Return, for each table, (child, its column, the column it points to) of keys that do not cascade."""
-    import mlflow.store.model_registry.dbmodels.models
-    import mlflow.store.tracking.dbmodels.models  # noqa: F401  both fill the same metadata
-    from mlflow.store.db.base_sql_model import Base
+def foreign_keys(connection: Connection) -> ForeignKeys:
+    """Return, for each table, (child, its column, the column it points to) of keys that do not cascade.
 
-    found: dict[str, list[tuple[str, str, str]]] = {}
-    for table in Base.metadata.tables.values():
-        for key in table.foreign_keys:
-            if key.ondelete is None:
-                parent = key.column
-                found.setdefault(parent.table.name, []).append((table.name, key.parent.name, parent.name))
-    return {parent: sorted(children) for parent, children in found.items()}
+    MLflow's migrations made them: a test compares them with MLflow's own metadata, whose
+    import takes seconds.
+    """
+    with connection, connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT parent.relname, child.relname, own.attname, other.attname"
+            " FROM pg_constraint AS key"
+            " JOIN pg_class AS child ON child.oid = key.conrelid"
+            " JOIN pg_class AS parent ON parent.oid = key.confrelid"
+            " CROSS JOIN unnest(key.conkey, key.confkey) AS pair (own_number, other_number)"
+            " JOIN pg_attribute AS own ON own.attrelid = key.conrelid AND own.attnum = own_number"
+            " JOIN pg_attribute AS other ON other.attrelid = key.confrelid AND other.attnum = other_number"
+            " WHERE key.contype = 'f' AND key.confdeltype = 'a'"
+            " AND child.relnamespace = 'public'::regnamespace"
+            " ORDER BY 1, 2, 3"
+        )
+        found: ForeignKeys = {}
+        for parent, *child in cursor:
+            found.setdefault(parent, []).append(tuple(child))
+        return found
 
 
-def deletions(table: str, column: str) -> list[sql.Composable]:
+def deletions(keys: ForeignKeys, table: str, column: str) -> list[sql.Composable]:
     """Return the statements that delete the rows of a table whose column is among %(ids)s.
 
     In order: what has no foreign key, then what points to the rows, then the rows.
     """
     cast = sql.SQL("::int[]") if table == "experiments" else sql.SQL("")
     condition = sql.SQL("{} = ANY(%(ids)s{})").format(sql.Identifier(column), cast)
-    return [*(sql.SQL(text) for text in UNTIED.get(table, ())), *_tied(table, condition)]
+    return [*(sql.SQL(text) for text in UNTIED.get(table, ())), *_tied(keys, table, condition)]
 
 
-def _tied(table: str, condition: sql.Composable) -> Iterator[sql.Composable]:
+def _tied(keys: ForeignKeys, table: str, condition: sql.Composable) -> Iterator[sql.Composable]:
     name = sql.Identifier(table)
-    for child, column, pointed_to in _metadata().get(table, []):
-        if child == table:
-            continue
+    for child, column, pointed_to in keys.get(table, []):
         own = sql.SQL("{} IN (SELECT {} FROM {} WHERE {})").format(
             sql.Identifier(column), sql.Identifier(pointed_to), name, condition
         )
-        yield from _tied(child, own)
+        yield from _tied(keys, child, own)
     yield sql.SQL("DELETE FROM {} WHERE {}").format(name, condition)
