@@ -17,7 +17,9 @@ from stackops.retention.places import of_location
 from stackops.retention.policy import Rule, matches
 from stackops.storage import DELETED_AT_ONCE, Bucket
 
-LISTERS = 8
+THREADS = 8
+GROUP = 2000
+"""Prefixes between two entries in the journal."""
 
 
 @dataclass
@@ -98,41 +100,41 @@ def _empty(
     swept: Swept,
     emptied: Callable[[list[str]], None],
 ) -> None:
-    """Delete the named objects below prefixes; tell `emptied` the prefixes that are through."""
-    with ThreadPoolExecutor(LISTERS) as pool:
-        for group in _chunks(prefixes, LISTERS * 16):
-            listed = dict(zip(group, pool.map(lambda prefix: _list(bucket, prefix), group), strict=True))
+    """Delete the named objects below prefixes; tell `emptied` the prefixes that are through.
+
+    Sorted prefixes are listed together; several threads delete what was found meanwhile.
+    """
+    with ThreadPoolExecutor(THREADS) as pool:
+        for group in _chunks(sorted(prefixes), GROUP):
             sizes: dict[str, int] = {}
-            for prefix, found in listed.items():
-                if isinstance(found, FailedError):
-                    swept.problems.add(f"{prefix}: {found}")
-                else:
-                    sizes |= {key: size for key, size in found if named(key, size, prefix)}
+            deleting = []
+            waiting: list[str] = []
+            try:
+                for prefix, key, size in bucket.below(group):
+                    if named(key, size, prefix):
+                        sizes[key] = size
+                        waiting.append(key)
+                    if len(waiting) >= DELETED_AT_ONCE:
+                        deleting.append(pool.submit(_delete, bucket, waiting))
+                        waiting = []
+            except FailedError as error:
+                swept.problems.add(str(error))
+                group = []  # noqa: PLW2901  not all of them are known to be through
+            deleting.append(pool.submit(_delete, bucket, waiting))
             failed: dict[str, str] = {}
-            for answer in pool.map(lambda keys: _delete(bucket, keys), _chunks(list(sizes), DELETED_AT_ONCE)):
-                failed |= answer
+            for future in deleting:
+                failed |= future.result()
             swept.problems |= {f"{key}: {reason}" for key, reason in failed.items()}
             freed = [size for key, size in sizes.items() if key not in failed]
             swept.objects += len(freed)
             swept.bytes += sum(freed)
-            emptied(
-                [
-                    prefix
-                    for prefix, found in listed.items()
-                    if not isinstance(found, FailedError)
-                    and not any(key.startswith(prefix) for key in failed)
-                ]
-            )
-
-
-def _list(bucket: Bucket, prefix: str) -> list[tuple[str, int]] | FailedError:
-    try:
-        return list(bucket.objects(prefix))
-    except FailedError as error:
-        return error
+            left = {prefix for prefix in group for key in failed if key.startswith(prefix)}
+            emptied([prefix for prefix in group if prefix not in left])
 
 
 def _delete(bucket: Bucket, keys: list[str]) -> dict[str, str]:
+    if not keys:
+        return {}
     try:
         return bucket.delete(keys)
     except FailedError as error:
