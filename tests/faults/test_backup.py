@@ -176,7 +176,7 @@ def test_objects_come_back_as_they_were_at_a_moment(protected: Stack) -> None:
 def test_a_drill_proves_a_set_and_finds_what_is_missing(protected: Stack) -> None:
     from sklearn.linear_model import LinearRegression
 
-    with mlflow.start_run():
+    with mlflow.start_run(experiment_id="0"):
         model = LinearRegression().fit([[0.0], [1.0]], [0.0, 2.0])
         info = mlflow.sklearn.log_model(
             model, name="model", registered_model_name="drilled", serialization_format="pickle"

@@ -324,6 +324,11 @@ def test_a_migration_beside_a_running_server_is_refused(loaded: Stack) -> None:
     assert migrate(loaded)["migrated"]
 
 
+def test_a_table_that_the_migration_may_not_read_is_refused(loaded: Stack) -> None:
+    loaded.psql("CREATE TABLE somebody_elses (number int)")
+    assert "permission denied for table somebody_elses" in refusal(loaded)
+
+
 def contents(stack: Stack) -> str:
     """Return the database as it is, as text."""
     dump = ("pg_dump", "-h", "/run/postgresql", "-U", "postgres", "--restrict-key=x", "mlflow")
@@ -331,7 +336,9 @@ def contents(stack: Stack) -> str:
 
 
 def test_an_upgrade_that_fails_brings_the_old_data_back_by_itself(loaded: Stack) -> None:
-    loaded.psql("CREATE TABLE logged_models (in_the_way int)")  # the migration will want to make it
+    # The migration will want to make it.
+    loaded.psql("CREATE TABLE logged_models (in_the_way int)")
+    loaded.psql("ALTER TABLE logged_models OWNER TO mlflow")
     before = contents(loaded)
     done = loaded.verb("upgrade", "--yes", check=False)
     assert done.returncode == 1

@@ -250,7 +250,7 @@ def main() -> None:
         prepare(read_settings(), accept_keys="--accept-keys" in sys.argv[1:])
     except RefusedError as refusal:
         exit_refused(refusal)
-    except psycopg2.OperationalError as error:
+    except psycopg2.Error as error:
         message = f"the database cannot be used: {str(error).strip()}"
         exit_refused(RefusedError(message, "./stack logs postgres"))
 
