@@ -80,7 +80,9 @@ def test_the_databases_foreign_keys_are_those_of_mlflows_own_metadata(stack: Sta
         " WHEN 'c' THEN 'cascade' WHEN 'n' THEN 'set null' END FROM pg_constraint"
         " WHERE contype = 'f' AND connamespace = 'public'::regnamespace"
     )
-    assert {tuple(line.split("|")) for line in lines.splitlines()} == described
+    found = {tuple(line.split("|")) for line in lines.splitlines()}
+    assert found <= described
+    assert described - found == {("input_tags", "inputs", "no action")}  # MLflow's migrations forgot it
 
 
 @pytest.fixture(scope="module")
@@ -154,9 +156,7 @@ def test_an_approved_batch_deletes_as_mlflow_does_and_can_be_undone(
 
 def _deleted_by_hand(aged: History) -> set[str]:
     """The kept run of a deleted experiment."""
-    query = (
-        "SELECT run_uuid FROM runs JOIN experiments USING (experiment_id) WHERE name = 'deleted with a model'"
-    )
+    query = "SELECT run_uuid FROM runs JOIN experiments USING (experiment_id) WHERE experiments.name = 'deleted with a model'"
     return set(aged.stack.psql(query).split())
 
 
@@ -175,7 +175,8 @@ def test_nothing_is_purged_before_an_operator_says_so_and_a_backup_is_proven(age
 
 def _let_a_day_pass(aged: History) -> None:
     aged.stack.psql(
-        f"UPDATE runs SET deleted_time = deleted_time - 2 * {DAY_MS} WHERE deleted_time IS NOT NULL;"
+        f"UPDATE runs SET deleted_time = deleted_time - 2 * {DAY_MS}"
+        f" WHERE deleted_time > extract(epoch FROM now()) * 1000 - {DAY_MS};"
         "UPDATE stackops.batch_items SET done = done - interval '2 days'"
     )
 
