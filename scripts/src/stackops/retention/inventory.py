@@ -51,11 +51,9 @@ SELECT 'model ' || model_id || ' (' || name || ')' FROM logged_models
     WHERE lifecycle_stage = 'active' AND status = 2
     AND NOT EXISTS (SELECT FROM stackops.usage WHERE kind = 'model' AND id = model_id)
 UNION
-SELECT reason FROM model_references
-    WHERE model_id IS NOT NULL
-        AND NOT EXISTS (SELECT FROM stackops.usage WHERE kind = 'model' AND id = model_id)
-    OR run_of_path IS NOT NULL
-        AND NOT EXISTS (SELECT FROM stackops.usage WHERE kind = 'run' AND id = run_of_path)
+SELECT reason FROM model_references AS reference
+    WHERE kind IN ('model', 'path') AND NOT EXISTS (SELECT FROM stackops.usage WHERE usage.id = reference.id)
+    AND (kind = 'model' OR EXISTS (SELECT FROM runs WHERE run_uuid = reference.id))
 ORDER BY 1
 """
 
@@ -187,8 +185,7 @@ def doom_orphans(connection: Connection, days: int) -> int:
             "  split_part(prefix, '/', CASE kind WHEN 'run' THEN 3 ELSE 4 END) AS id"
             "  FROM stackops.orphans WHERE last_seen - first_seen >= %s * interval '1 day') AS found"
             f" WHERE {_OWNERLESS}"
-            " AND NOT EXISTS (SELECT FROM model_references AS reference WHERE found.id = ANY(ARRAY["
-            "  reference.run_id, reference.run_of_uri, reference.run_of_path, reference.model_id]))"
+            " AND NOT EXISTS (SELECT FROM model_references AS reference WHERE reference.id = found.id)"
             " ON CONFLICT DO NOTHING",
             (days,),
         )

@@ -11,22 +11,25 @@ from collections.abc import Iterable
 from psycopg2.extensions import connection as Connection  # noqa: N812
 
 RUN_OF_URI = "^runs:/+([^/?#]+)"
-RUN_OF_PATH = "/([^/]+)/artifacts(?:/|$)"
+RUN_OF_PATH = "/([^/]+)/artifacts(?=/|$)"
 MODEL_OF_URI = "(?:^models:/+|/models/)(m-[0-9A-Za-z]+)"
-"""How a model version names its run or logged model: in its source, storage location or link."""
+"""How a model version names its run or logged model: in its source, storage location or link.
+
+All that match count: a bucket or folder may have a name that looks like a part of the path.
+"""
 
 _REFERENCES = """
 DROP TABLE IF EXISTS model_references;
 CREATE TEMP TABLE model_references AS
-SELECT
-    'registered model ' || version.name || ' version ' || version.version AS reason,
-    version.run_id,
-    substring(uri FROM %(run_of_uri)s) AS run_of_uri,
-    substring(uri FROM %(run_of_path)s) AS run_of_path,
-    substring(uri FROM %(model_of_uri)s) AS model_id
-FROM model_versions AS version,
-    unnest(ARRAY[version.source, version.storage_location, version.run_link, '']) AS uri
-WHERE version.current_stage IS DISTINCT FROM 'Deleted_Internal';
+WITH named AS (
+    SELECT 'registered model ' || name || ' version ' || version AS reason, run_id,
+        unnest(ARRAY[source, storage_location, run_link]) AS uri
+    FROM model_versions WHERE current_stage IS DISTINCT FROM 'Deleted_Internal'
+)
+SELECT reason, 'run' AS kind, run_id AS id FROM named WHERE run_id <> ''
+UNION SELECT reason, 'run', found[1] FROM named, regexp_matches(uri, %(run_of_uri)s, 'g') AS found
+UNION SELECT reason, 'path', found[1] FROM named, regexp_matches(uri, %(run_of_path)s, 'g') AS found
+UNION SELECT reason, 'model', found[1] FROM named, regexp_matches(uri, %(model_of_uri)s, 'g') AS found;
 """
 
 _STEPS = """
@@ -35,8 +38,8 @@ CREATE TEMP TABLE kept_runs (id text PRIMARY KEY, reason text NOT NULL);
 CREATE TEMP TABLE kept_models (id text PRIMARY KEY, reason text NOT NULL);
 CREATE TEMP TABLE kept_traces (id text PRIMARY KEY, reason text NOT NULL);
 
-INSERT INTO kept_models SELECT model_id, min(reason) FROM model_references
-    WHERE model_id IS NOT NULL GROUP BY model_id ON CONFLICT DO NOTHING;
+INSERT INTO kept_models SELECT id, min(reason) FROM model_references
+    WHERE kind = 'model' GROUP BY id ON CONFLICT DO NOTHING;
 INSERT INTO kept_models SELECT model_id, 'tag ' || min(tag_key) FROM logged_model_tags
     WHERE tag_key = ANY(%(tags)s) GROUP BY model_id ON CONFLICT DO NOTHING;
 INSERT INTO kept_models SELECT link.destination_id, 'used by run ' || min(link.source_id)
@@ -47,9 +50,8 @@ INSERT INTO kept_models SELECT link.destination_id, 'used by run ' || min(link.s
         AND model.source_run_id IS DISTINCT FROM link.source_id
     GROUP BY link.destination_id ON CONFLICT DO NOTHING;
 
-INSERT INTO kept_runs SELECT id, min(reason) FROM (
-        SELECT unnest(ARRAY[run_id, run_of_uri, run_of_path]) AS id, reason FROM model_references
-    ) AS named WHERE id <> '' GROUP BY id ON CONFLICT DO NOTHING;
+INSERT INTO kept_runs SELECT id, min(reason) FROM model_references
+    WHERE kind <> 'model' GROUP BY id ON CONFLICT DO NOTHING;
 INSERT INTO kept_runs SELECT model.source_run_id, min('its model: ' || kept_models.reason)
     FROM kept_models JOIN logged_models AS model ON model.model_id = kept_models.id
     WHERE model.source_run_id <> '' GROUP BY model.source_run_id ON CONFLICT DO NOTHING;
@@ -111,7 +113,7 @@ def find(connection: Connection, keep_tags: Iterable[str]) -> None:
 
 
 def find_references(connection: Connection) -> None:
-    """Fill model_references: what the versions of registered models name, by whatever column."""
+    """Fill model_references: what versions of registered models name (kind: run, path, model; id)."""
     values = {"run_of_uri": RUN_OF_URI, "run_of_path": RUN_OF_PATH, "model_of_uri": MODEL_OF_URI}
     with connection, connection.cursor() as cursor:
         cursor.execute(_REFERENCES, values)

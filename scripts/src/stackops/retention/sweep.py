@@ -39,8 +39,7 @@ def doomed_prefixes(connection: Connection, bucket: Bucket) -> Swept:
         cursor.execute("UPDATE stackops.doomed_objects SET error = NULL WHERE error IS NOT NULL")
         cursor.execute(
             "UPDATE stackops.doomed_objects AS doomed SET error = reference.reason || ' refers to it'"
-            " FROM model_references AS reference WHERE doomed.id = ANY(ARRAY[reference.run_id,"
-            " reference.run_of_uri, reference.run_of_path, reference.model_id])"
+            " FROM model_references AS reference WHERE doomed.id = reference.id"
         )
         cursor.execute("SELECT prefix FROM stackops.doomed_objects WHERE error IS NOT NULL ORDER BY 1")
         swept.problems = {f"{prefix}: kept, it is referred to" for (prefix,) in cursor}

@@ -1,0 +1,439 @@
+"""Retention on random histories in a real PostgreSQL, against a second, simple way to say what stays."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import pgserver
+import psycopg2
+import pytest
+import sqlalchemy
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from psycopg2.extensions import connection as Connection  # noqa: N812
+
+from stackops.retention import cleanup, inventory, journal, keep, plan, policy, purge
+from stackops.retention.places import of_key
+
+HOUR_MS = 3_600_000
+NOW_MS = int(time.time() * 1000)
+OLD_MS = NOW_MS - 200 * 24 * HOUR_MS
+TABLES = ("params", "tags", "metrics", "latest_metrics")
+
+
+@pytest.fixture(scope="module")
+def connection() -> Iterator[Connection]:
+    """A database with MLflow's tables as its migrations make them, and the journal."""
+    from mlflow.store.db.utils import _initialize_tables
+
+    server = pgserver.get_server(tempfile.mkdtemp(prefix="pg"))
+    uri = server.get_uri()
+    engine = sqlalchemy.create_engine(uri.replace("postgresql://", "postgresql+psycopg2://"))
+    _initialize_tables(engine)
+    engine.dispose()
+    found = psycopg2.connect(uri)
+    with found, found.cursor() as cursor:
+        cursor.execute("CREATE SCHEMA stackops")
+        cursor.execute(journal.SCHEMA)
+    yield found
+    found.close()
+    server.cleanup()
+
+
+@dataclass
+class Run:
+    """A run of a random history."""
+
+    number: int
+    status: str
+    old: bool
+    known: bool
+    deleted: str
+    parent: int | None
+    tagged: bool
+    loss: float | None
+
+    @property
+    def id(self) -> str:
+        return f"{self.number:032x}"
+
+
+@dataclass
+class Model:
+    """A logged model; `run` is the number of its source run."""
+
+    number: int
+    run: int | None
+    tagged: bool
+
+    @property
+    def id(self) -> str:
+        return f"m-{self.number:04x}"
+
+
+@dataclass
+class Version:
+    """A version of a registered model that names a run or model in one of MLflow's ways."""
+
+    how: str
+    target: int
+    removed: bool
+
+
+@dataclass
+class World:
+    """A random history."""
+
+    runs: list[Run]
+    models: list[Model] = field(default_factory=list)
+    versions: list[Version] = field(default_factory=list)
+    inputs: set[tuple[int, int]] = field(default_factory=set)
+    traced: set[int] = field(default_factory=set)
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> World:
+    count = draw(st.integers(1, 8))
+    numbers = st.integers(0, count - 1)
+    runs = [
+        Run(
+            number,
+            draw(st.sampled_from(["FINISHED", "FINISHED", "FINISHED", "FAILED", "RUNNING"])),
+            draw(st.integers(0, 3)) > 0,
+            draw(st.integers(0, 3)) > 0,
+            draw(st.sampled_from(["", "", "", "long ago", "now"])),
+            draw(st.none() | st.integers(0, count + 1)),
+            draw(st.integers(0, 7)) == 0,
+            draw(st.none() | st.integers(0, 3).map(float)),
+        )
+        for number in range(count)
+    ]
+    models = [
+        Model(number, draw(st.none() | numbers), draw(st.integers(0, 7)) == 0)
+        for number in range(draw(st.integers(0, 4)))
+    ]
+    ways = ["run_id", "runs:/", "path", "location"] + (["models:/", "model path"] if models else [])
+    versions = []
+    for _ in range(draw(st.integers(0, 2))):
+        how = draw(st.sampled_from(ways))
+        of_model = how in {"models:/", "model path"}
+        target = draw(st.integers(0, len(models) - 1) if of_model else numbers)
+        versions.append(Version(how, target, draw(st.integers(0, 4)) == 0))
+    some_models = st.integers(0, max(0, len(models) - 1))
+    inputs = draw(st.sets(st.tuples(numbers, some_models), max_size=2)) if models else set()
+    return World(runs, models, versions, inputs, draw(st.sets(numbers, max_size=1)))
+
+
+def store(connection: Connection, world: World) -> None:
+    """Put a history into the emptied tables."""
+    with connection, connection.cursor() as cursor:
+        cursor.execute(
+            "TRUNCATE runs, params, tags, metrics, latest_metrics, inputs, input_tags, logged_models,"
+            " registered_models, model_versions, entity_associations, stackops.batches, stackops.known_runs,"
+            " stackops.doomed_objects, stackops.usage CASCADE"
+        )
+        cursor.execute(
+            "INSERT INTO experiments (experiment_id, name, artifact_location, lifecycle_stage, workspace)"
+            " VALUES (1, 'one', 'mlflow-artifacts:/1', 'active', 'default') ON CONFLICT DO NOTHING"
+        )
+        for run in world.runs:
+            _store_run(cursor, run)
+        for model in world.models:
+            cursor.execute(
+                "INSERT INTO logged_models (model_id, experiment_id, name, artifact_location,"
+                " creation_timestamp_ms, last_updated_timestamp_ms, status, lifecycle_stage, source_run_id)"
+                " VALUES (%s, 1, 'm', %s, 1, 1, 2, 'active', %s)",
+                (
+                    model.id,
+                    f"mlflow-artifacts:/1/models/{model.id}/artifacts/",
+                    None if model.run is None else world.runs[model.run].id,
+                ),
+            )
+            if model.tagged:
+                cursor.execute("INSERT INTO logged_model_tags VALUES (%s, 1, 'keep', '')", (model.id,))
+        cursor.execute("INSERT INTO registered_models (name, workspace) VALUES ('a name', 'default')")
+        for number, version in enumerate(world.versions, 1):
+            _store_version(cursor, number, version, world)
+        for number, (run, model) in enumerate(sorted(world.inputs)):
+            cursor.execute(
+                "INSERT INTO inputs (input_uuid, source_type, source_id, destination_type, destination_id)"
+                " VALUES (%s, 'RUN_INPUT', %s, 'MODEL_INPUT', %s)",
+                (f"i{number}", world.runs[run].id, world.models[model].id),
+            )
+        for number in world.traced:
+            cursor.execute(
+                "INSERT INTO entity_associations (association_id, source_type, source_id, destination_type,"
+                " destination_id, created_time) VALUES (%s, 'trace', 'tr-1', 'run', %s, 1)",
+                (f"a{number}", world.runs[number].id),
+            )
+
+
+def _store_run(cursor: object, run: Run) -> None:
+    moment = OLD_MS if run.old else NOW_MS
+    deleted = {"": None, "long ago": NOW_MS - 48 * HOUR_MS, "now": NOW_MS}[run.deleted]
+    cursor.execute(
+        "INSERT INTO runs (run_uuid, name, status, start_time, end_time, lifecycle_stage, deleted_time,"
+        " artifact_uri, experiment_id) VALUES (%s, 'r', %s, %s, %s, %s, %s, %s, 1)",
+        (
+            *(run.id, run.status, moment, None if run.status == "RUNNING" else moment),
+            *("deleted" if run.deleted else "active", deleted, f"mlflow-artifacts:/1/{run.id}/artifacts"),
+        ),
+    )
+    if run.known:
+        cursor.execute("INSERT INTO stackops.known_runs VALUES (%s, now() - interval '200 days')", (run.id,))
+    cursor.execute("INSERT INTO params VALUES ('p', '1', %s)", (run.id,))
+    tags = {"x": "y"}
+    if run.tagged:
+        tags["keep"] = ""
+    if run.parent is not None:
+        tags["mlflow.parentRunId"] = f"{run.parent:032x}"
+    for key, value in tags.items():
+        cursor.execute("INSERT INTO tags VALUES (%s, %s, %s)", (key, value, run.id))
+    if run.loss is not None:
+        for table in ("metrics", "latest_metrics"):
+            cursor.execute(
+                f"INSERT INTO {table} (key, value, timestamp, step, is_nan, run_uuid)"
+                " VALUES ('loss', %s, 1, 0, false, %s)",
+                (run.loss, run.id),
+            )
+
+
+def _store_version(cursor: object, number: int, version: Version, world: World) -> None:
+    columns = {"run_id": None, "source": "elsewhere", "storage_location": None}
+    if version.how in {"models:/", "model path"}:
+        name = world.models[version.target].id
+        uri = (
+            f"models:/{name}" if version.how == "models:/" else f"mlflow-artifacts:/1/models/{name}/artifacts"
+        )
+        columns["source"] = uri
+    else:
+        name = world.runs[version.target].id
+        columns |= {
+            "run_id": {"run_id": name},
+            "runs:/": {"source": f"runs:/{name}/model"},
+            "path": {"source": f"mlflow-artifacts:/1/{name}/artifacts/model"},
+            "location": {"storage_location": f"s3://mlflow/artifacts/1/{name}/artifacts"},
+        }[version.how]
+    cursor.execute(
+        "INSERT INTO model_versions (name, version, workspace, run_id, source, storage_location, current_stage,"
+        " creation_time, last_updated_time, status) VALUES ('a name', %s, 'default', %s, %s, %s, %s, 1, 1, 'READY')",
+        (number, *columns.values(), "Deleted_Internal" if version.removed else "None"),
+    )
+
+
+def what_stays(world: World) -> tuple[set[str], set[str]]:
+    """Return the ids of the runs and models that nothing may delete, by the rules of docs/retention.md."""
+    versions = [version for version in world.versions if not version.removed]
+    runs = {version.target for version in versions if not version.how.startswith("model")}
+    models = {version.target for version in versions if version.how.startswith("model")}
+    models |= {model.number for model in world.models if model.tagged}
+    models |= {
+        model for run, model in world.inputs if not world.runs[run].deleted and world.models[model].run != run
+    }
+    runs |= {world.models[model].run for model in models if world.models[model].run is not None}
+    runs |= {run.number for run in world.runs if run.tagged} | world.traced
+    neighbours: dict[int, set[int]] = {}
+    for run in world.runs:
+        if run.parent is not None:
+            neighbours.setdefault(run.number, set()).add(run.parent)
+            neighbours.setdefault(run.parent, set()).add(run.number)
+    waiting = list(runs)
+    while waiting:
+        for other in neighbours.get(waiting.pop(), set()) - runs:
+            runs.add(other)
+            waiting.append(other)
+    models |= {model.number for model in world.models if model.run in runs}
+    return {f"{number:032x}" for number in runs}, {world.models[number].id for number in models}
+
+
+def ids(connection: Connection, query: str) -> set[str]:
+    with connection, connection.cursor() as cursor:
+        cursor.execute(query)
+        return {row[0] for row in cursor}
+
+
+def rows_of(connection: Connection, run_ids: set[str]) -> set[tuple]:
+    """Return all rows of some runs."""
+    found = set()
+    with connection, connection.cursor() as cursor:
+        for table in ("runs", *TABLES):
+            cursor.execute(f"SELECT t::text FROM {table} AS t WHERE run_uuid = ANY(%s)", (list(run_ids),))
+            found |= {(table, *row) for row in cursor}
+    return found
+
+
+ON_DATABASE = settings(
+    max_examples=max(60, settings().max_examples // 4) if settings().max_examples <= 100 else 500,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+@ON_DATABASE
+@given(worlds())
+def test_what_is_protected_is_never_touched_and_all_else_goes(connection: Connection, world: World) -> None:
+    store(connection, world)
+    runs, models = what_stays(world)
+    rules = policy.default(90)
+    keep.find(connection, rules.keep_tags)
+    there = {run.id for run in world.runs}
+    assert ids(connection, "SELECT id FROM kept_runs") & there == runs & there
+    assert ids(connection, "SELECT id FROM kept_models") == models
+    protected = rows_of(connection, runs)
+
+    swept = {
+        run.id for run in world.runs if not run.deleted and run.status == "FINISHED" and run.old and run.known
+    } - runs
+    planned = plan.make(connection, rules)
+    assert {item.id for item in planned.items} == swept
+    cleanup.run(connection, rules, scheduled=False, now=datetime.now(UTC))
+    by_hand = {run.id for run in world.runs if run.deleted}
+    assert ids(connection, "SELECT run_uuid FROM runs WHERE lifecycle_stage = 'deleted'") == swept | by_hand
+
+    long_ago = {run.id for run in world.runs if run.deleted == "long ago"} - runs
+    _purge(connection, rules, NOW_MS - HOUR_MS)
+    assert ids(connection, "SELECT run_uuid FROM runs") == there - long_ago
+    _purge(connection, rules, int(time.time() * 1000) + HOUR_MS)
+    gone = (swept | by_hand) - runs
+    assert ids(connection, "SELECT run_uuid FROM runs") == there - gone
+    for table in TABLES:
+        assert ids(connection, f"SELECT run_uuid FROM {table}") <= there - gone
+    gone_models = {
+        model.id for model in world.models if model.run is not None and world.runs[model.run].id in gone
+    }
+    assert (
+        ids(connection, "SELECT model_id FROM logged_models")
+        == {model.id for model in world.models} - gone_models
+    )
+    doomed = {f"artifacts/1/{run_id}/artifacts/" for run_id in gone}
+    doomed |= {f"artifacts/1/models/{model_id}/" for model_id in gone_models}
+    assert ids(connection, "SELECT prefix FROM stackops.doomed_objects") == doomed
+    assert rows_of(connection, runs) == protected
+
+
+def _purge(connection: Connection, rules: policy.Policy, before_ms: int) -> None:
+    work = purge.Purge(connection, rules, "mlflow", before_ms)
+    work.run()
+    assert work.problems == set()
+
+
+@ON_DATABASE
+@given(worlds())
+def test_undo_brings_everything_back_as_it_was(connection: Connection, world: World) -> None:
+    store(connection, world)
+    before = rows_of(connection, {run.id for run in world.runs})
+    done = cleanup.run(connection, policy.default(90), scheduled=False, now=datetime.now(UTC))
+    if done["batch"]:
+        cleanup.undo(connection, done["batch"])
+    assert rows_of(connection, {run.id for run in world.runs}) == before
+
+
+@ON_DATABASE
+@given(
+    worlds(), st.none() | st.integers(1, 3), st.none() | st.integers(1, 3), st.sampled_from(["min", "max"])
+)
+def test_the_newest_and_the_best_stay(
+    connection: Connection, world: World, last: int | None, best: int | None, mode: str
+) -> None:
+    store(connection, world)
+    lines = ["[[rules]]", 'name = "a"', 'action = "delete-runs"', "older_than_days = 90"]
+    if last:
+        lines.append(f"keep_last = {last}")
+    if best:
+        lines.append(f'keep_best = {{ metric = "loss", mode = "{mode}", count = {best} }}')
+    found = {item.id for item in plan.make(connection, policy.parse("\n".join(lines), 90)).items}
+    runs, _ = what_stays(world)
+    ranked = [run for run in world.runs if not run.deleted and run.status == "FINISHED"]
+    newest = sorted(ranked, key=lambda run: (-(OLD_MS if run.old else NOW_MS), run.id))[: last or 0]
+    sign = 1 if mode == "min" else -1
+    with_loss = [run for run in ranked if run.loss is not None]
+    with_loss.sort(key=lambda run: (sign * run.loss, -(OLD_MS if run.old else NOW_MS), run.id))
+    spared = {run.id for run in [*newest, *with_loss[: best or 0]]}
+    assert found == {run.id for run in ranked if run.old and run.known} - runs - spared
+
+
+def test_an_interrupted_batch_is_finished_by_the_next_run(connection: Connection) -> None:
+    runs = [Run(number, "FINISHED", True, True, "", None, False, None) for number in range(3)]
+    store(connection, World(runs))
+    items = [journal.Item("run", run.id, 1, "default") for run in runs]
+    journal.write_batch(connection, "interrupted", journal.RUNNING, {"runs": 3}, items)
+    done = cleanup.run(connection, policy.default(90), scheduled=True, now=datetime.now(UTC))
+    assert done["state"] == "nothing to do"
+    assert journal.batch(connection, "interrupted").state == journal.DONE
+    assert cleanup.undo(connection, "interrupted")["undone"] == {"run": 3}
+
+
+def test_a_run_whose_artifacts_are_elsewhere_is_named_and_stays(connection: Connection) -> None:
+    runs = [Run(number, "FINISHED", True, True, "long ago", None, False, 1.0) for number in range(3)]
+    store(connection, World(runs))
+    with connection, connection.cursor() as cursor:
+        cursor.execute("UPDATE runs SET artifact_uri = 'file:///x' WHERE run_uuid = %s", (runs[1].id,))
+    work = purge.Purge(connection, policy.default(90), "mlflow", NOW_MS)
+    work.run()
+    assert work.problems == {f"run {runs[1].id}: its artifacts are at file:///x"}
+    assert ids(connection, "SELECT run_uuid FROM runs") == {runs[1].id}
+
+
+def test_a_registration_while_rows_go_is_noticed(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes between finding out what must stay and the deletion: the run stays."""
+    runs = [Run(number, "FINISHED", True, True, "long ago", None, False, 1.0) for number in range(2)]
+    store(connection, World(runs))
+    original = purge.due
+    registered = []
+
+    def due(*arguments: object) -> list:
+        found = original(*arguments)
+        if arguments[1] is purge.RUNS and not registered:
+            registered.append(True)
+            with connection, connection.cursor() as cursor:
+                _store_version(cursor, 1, Version("path", 0, removed=False), World(runs))
+        return found
+
+    monkeypatch.setattr(purge, "due", due)
+    work = purge.Purge(connection, policy.default(90), "mlflow", NOW_MS)
+    work.run()
+    assert work.problems == set()
+    assert ids(connection, "SELECT run_uuid FROM runs") == {runs[0].id}
+
+
+class Listed:
+    """A bucket with these objects."""
+
+    name = "mlflow"
+
+    def __init__(self, keys: list[str]) -> None:
+        self.keys = keys
+
+    def objects(self, prefix: str) -> Iterator[tuple[str, int]]:
+        yield from ((key, 7) for key in sorted(self.keys) if key.startswith(prefix))
+
+    def uploads(self, prefix: str) -> list:
+        return []
+
+
+def test_an_orphan_is_doomed_only_when_two_inventories_apart_have_seen_it(connection: Connection) -> None:
+    run = Run(1, "FINISHED", True, True, "", None, False, None)
+    store(connection, World([run]))
+    mine = f"artifacts/1/{run.id}/artifacts/a"
+    orphan, model = f"artifacts/1/{'f' * 32}/artifacts/a", "artifacts/1/models/m-ff/MLmodel"
+    bucket = Listed([mine, orphan, model, "artifacts/odd"])
+    facts = inventory.take(connection, bucket)
+    assert (facts["objects"], facts["unknown_keys"]) == (4, ["artifacts/odd"])
+    assert {entry["prefix"] for entry in inventory.orphans(connection)} == {
+        of_key(orphan).prefix,
+        of_key(model).prefix,
+    }
+    assert inventory.doom_orphans(connection, 5) == 0
+    with connection, connection.cursor() as cursor:
+        cursor.execute("UPDATE stackops.orphans SET first_seen = first_seen - interval '6 days'")
+    inventory.take(connection, Listed([mine, orphan]))  # the model has gone meanwhile
+    assert inventory.doom_orphans(connection, 7) == 0
+    assert inventory.doom_orphans(connection, 5) == 1
+    assert ids(connection, "SELECT prefix FROM stackops.doomed_objects") == {of_key(orphan).prefix}
+    inventory.take(connection, Listed([mine, orphan]))
+    assert inventory.orphans(connection) == []  # it is on its way
