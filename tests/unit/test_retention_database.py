@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg2.extensions import connection as Connection  # noqa: N812
 
+from stackops.errors import OperationError
 from stackops.retention import cleanup, inventory, journal, keep, plan, policy, purge
 from stackops.retention.places import of_key
 
@@ -205,11 +206,8 @@ def _store_run(cursor: object, run: Run) -> None:
 def _store_version(cursor: object, number: int, version: Version, world: World) -> None:
     columns = {"run_id": None, "source": "elsewhere", "storage_location": None}
     if version.how in {"models:/", "model path"}:
-        name = world.models[version.target].id
-        uri = (
-            f"models:/{name}" if version.how == "models:/" else f"mlflow-artifacts:/1/models/{name}/artifacts"
-        )
-        columns["source"] = uri
+        root = "models:/" if version.how == "models:/" else "mlflow-artifacts:/1/models/"
+        columns["source"] = root + world.models[version.target].id
     else:
         name = world.runs[version.target].id
         columns |= {
@@ -219,8 +217,9 @@ def _store_version(cursor: object, number: int, version: Version, world: World) 
             "location": {"storage_location": f"s3://mlflow/artifacts/1/{name}/artifacts"},
         }[version.how]
     cursor.execute(
-        "INSERT INTO model_versions (name, version, workspace, run_id, source, storage_location, current_stage,"
-        " creation_time, last_updated_time, status) VALUES ('a name', %s, 'default', %s, %s, %s, %s, 1, 1, 'READY')",
+        "INSERT INTO model_versions (name, version, workspace, run_id, source, storage_location,"
+        " current_stage, creation_time, last_updated_time, status)"
+        " VALUES ('a name', %s, 'default', %s, %s, %s, %s, 1, 1, 'READY')",
         (number, *columns.values(), "Deleted_Internal" if version.removed else "None"),
     )
 
@@ -399,6 +398,17 @@ def test_a_registration_while_rows_go_is_noticed(
     work.run()
     assert work.problems == set()
     assert ids(connection, "SELECT run_uuid FROM runs") == {runs[0].id}
+
+
+def test_a_clock_in_the_past_is_refused(connection: Connection) -> None:
+    store(connection, World([]))
+    journal.check_clock(connection)
+    with connection, connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO stackops.batches VALUES ('x', now() + interval '2 hours', 'done', NULL, '{}')"
+        )
+    with pytest.raises(OperationError, match="the clock says"):
+        journal.check_clock(connection)
 
 
 class Listed:

@@ -127,8 +127,26 @@ def opened(settings: Settings) -> Iterator[Connection]:
         with connection, connection.cursor() as cursor:
             cursor.execute("SELECT pg_advisory_xact_lock(hashtext('stackops'))")
             cursor.execute(SCHEMA)
+        check_clock(connection)
         learn_runs(connection)
         yield connection
+
+
+def check_clock(connection: Connection) -> None:
+    """Raise OperationError if the database's clock is behind what was noted here: ages would be wrong."""
+    with connection, connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT now(), newest FROM (SELECT max(made) AS newest FROM (SELECT made FROM stackops.batches"
+            " UNION ALL SELECT made FROM stackops.inventories) AS times) AS found"
+            " WHERE newest > now() + interval '1 hour'"
+        )
+        wrong = cursor.fetchone()
+    if wrong:
+        raise OperationError(
+            f"the clock says {wrong[0]:%Y-%m-%d %H:%M}, but the last batch or inventory was made at"
+            f" {wrong[1]:%Y-%m-%d %H:%M}; nothing was changed",
+            "set the clock of this machine",
+        )
 
 
 def learn_runs(connection: Connection) -> None:
