@@ -55,8 +55,16 @@ fi
 
 # From here on things change.
 stop_writers
-if [ "$(fact replaces)" = true ] && ! ops backup copy-objects; then
-    warn 'the objects of the present bucket could not be copied to the backup volume first; they stay in the bucket'
+if [ "$(fact replaces)" = true ]; then
+    copied=0
+    ops backup copy-objects || copied=$?
+    case $copied in
+        0) ;;
+        "$STATUS_REFUSED") warn 'the bucket is not the one that was copied: what is in it stays, unless the backup has another version' ;;
+        *)
+            start_everything || :
+            die 'the objects of the present bucket could not be copied to the backup volume first' 'the former database runs; nothing was changed' './stack up, ./stack backup status; has the backup volume room?' ;;
+    esac
 fi
 stop_database
 step 'restoring the database'

@@ -51,7 +51,7 @@ back_to_former() {  # WHAT
     (report_failure) || :  # it exits where every container is well
     step 'going back to the former version'
     docker compose stop nginx mlflow cron backup postgres
-    restoring restore roll-back
+    restoring restore roll-back || die "$1, and going back failed" 'the service is stopped; both databases are kept' 'mend what the lines above say, then ./stack rollback'
     start_former || die "$1, and the former version does not start" 'its data is in its place' './stack status; ./stack logs'
     die "$1" 'the former version and its data run again; nothing is lost' 'mend what the lines above say, then ./stack upgrade again'
 }
@@ -72,7 +72,10 @@ if [ -n "$former_major" ]; then
     }
 fi
 
-docker compose up --detach --wait --no-build --no-deps postgres minio
+docker compose up --detach --wait --no-build --no-deps postgres minio || {
+    start_former || :
+    die 'the new version of the stores does not start' 'the database was not changed' './stack logs postgres minio'
+}
 step 'checking the database'
 if ! docker compose run --rm --no-deps -T prepare python -m stackserver.prepare --check; then
     [ -z "$former_major" ] || back_to_former 'this database cannot be upgraded'

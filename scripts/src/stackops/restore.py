@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -187,12 +189,21 @@ def database(settings: Settings, set_id: str, target: cluster.Target) -> dict[st
             connection, "SELECT pg_create_physical_replication_slot(%s, true)", (postgres.SLOT,)
         )
     cluster.finish(fresh)
-    barman.keep_histories(settings, fresh)
-    barman.put_partial_aside(settings)
-    kept = swap(settings, fresh, f"restore of {set_id}")
     backup.request_full(settings, "after a restore")
+    kept = swap(settings, fresh, f"restore of {set_id}")
+    # Only now: until the swap the archive must go on telling of the former timeline.
+    _after_swap(lambda: barman.keep_histories(settings, settings.database_folder))
+    _after_swap(lambda: barman.put_partial_aside(settings))
     rows = {name: found[name]["rows"] for name in found}
     return {"kept": kept, "rows": rows}
+
+
+def _after_swap(step: Callable[[], object]) -> None:
+    """Do what makes a swap tidy. It has happened: what fails is said, and is no failure of it."""
+    try:
+        step()
+    except (OperationError, OSError) as error:
+        print(f"the database is in its place, but: {error}", file=sys.stderr, flush=True)
 
 
 def present_cluster(settings: Settings) -> Path | None:
@@ -268,13 +279,13 @@ def roll_back(settings: Settings) -> dict[str, Any]:
     other_major = earlier.name != settings.database_folder.name
     if not other_major:
         cluster.branch(settings, earlier)
+        backup.request_full(settings, "after a roll back")
     # Straight from where it is kept: wherever this is interrupted, both are kept or in place.
     kept = swap(settings, earlier, "roll back")
     if other_major:
-        backup.begin_anew(settings)
+        _after_swap(lambda: backup.begin_anew(settings))
     else:
-        barman.put_partial_aside(settings)
-        backup.request_full(settings, "after a roll back")
+        _after_swap(lambda: barman.put_partial_aside(settings))
     return {"back": earlier.parent.name, "kept": kept, "undone": note["reason"]}
 
 
@@ -296,15 +307,16 @@ def verify(settings: Settings, moment: datetime | None) -> dict[str, Any]:
     missing before. Raise FailedError if the database does not answer, or if the bucket lacks
     an object that the backup has.
     """
-    there = objects.keys(settings)
-    lost = sorted(set(objects.locate(settings, moment or datetime.now(UTC))) - there)
+    there = objects.sizes(settings)
+    wanted = objects.locate(settings, moment or datetime.now(UTC))
+    lost = sorted(key for key, path in wanted.items() if there.get(key) != path.stat().st_size)
     if lost:
         raise FailedError(
-            f"{len(lost)} objects of the backup are not in the bucket: " + ", ".join(lost[:20]),
+            f"{len(lost)} objects of the backup are not in the bucket as they were: " + ", ".join(lost[:20]),
             "./stack logs minio; ./stack restore --replace again",
         )
     with closing(postgres.connect(settings)) as connection:
-        missing = damage(connection, there, objects.PREFIX)
+        missing = damage(connection, set(there), objects.PREFIX)
         rows = postgres.fetch_one(connection, "SELECT count(*) FROM runs")[0]
     for line in missing:
         print(f"missing already when it was backed up: {line}", flush=True)
