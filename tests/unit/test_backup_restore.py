@@ -412,6 +412,10 @@ def test_a_kept_copy_leaves_the_present_database_and_brings_it_back_later(settin
     assert [path.parent.name for path in restore.kept_clusters(settings)] == [kept]
     (settings.database_folder / "name").write_text("upgraded")
     assert restore.roll_back(settings)["undone"] == "upgrade"
+    assert restore.roll_back(settings)["undone"] == "roll back of upgrade"
+    assert restore.roll_back(settings, failed=True)["undone"] == "upgrade"
+    with pytest.raises(OperationError, match="no earlier database is kept"):
+        restore.roll_back(settings)  # what failed is nothing to go back to
     assert in_place(settings) == "present"
     assert everywhere(settings) == ["present", "upgraded"]
 

@@ -80,6 +80,7 @@ set --
 [ -z "$TO" ] || set -- --to "$TO"
 [ -z "$SET" ] || [ -n "$TO" ] || set -- --set "$chosen"
 if start_stores && ops restore objects "$@" && start_everything && ops restore verify "$@" && smoke_test; then
+    remember_version
     say
     say "Restored, verified and running: $(stack_url)"
     exit 0

@@ -20,7 +20,7 @@ need_stack
 take_lock
 check_engine
 check_disk "$DISK_NEEDED_BUILT_MB"
-keep_images
+keep_version
 build_environment
 make_base_image
 step 'building images'
@@ -51,7 +51,7 @@ back_to_former() {  # WHAT
     (report_failure) || :  # it exits where every container is well
     step 'going back to the former version'
     docker compose stop nginx mlflow cron backup postgres
-    restoring restore roll-back || die "$1, and going back failed" 'the service is stopped; both databases are kept' 'mend what the lines above say, then ./stack rollback'
+    undo_swap --failed || die "$1, and going back failed" 'the service is stopped; both databases are kept' 'mend what the lines above say, then ./stack rollback'
     start_former || die "$1, and the former version does not start" 'its data is in its place' './stack status; ./stack logs'
     die "$1" 'the former version and its data run again; nothing is lost' 'mend what the lines above say, then ./stack upgrade again'
 }
@@ -101,7 +101,7 @@ step 'migrating'
 start_everything || back_to_former 'the new version does not start'
 step 'using it'
 smoke_test || back_to_former 'the new version does not work'
-remember_compose
+remember_version
 say
 say "Upgraded, verified and running: $(stack_url)"
 say 'Back again: ./stack rollback'

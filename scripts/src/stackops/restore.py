@@ -26,6 +26,9 @@ from stackops.errors import FailedError, OperationError
 from stackops.settings import Settings
 
 KEPT_NOTE = "note.json"
+FAILED = "failed"
+UNDO = "roll back of "
+"""Reasons why a cluster was put aside, beside "restore of SET" and "upgrade"."""
 KEPT_STAMP = "%Y%m%dT%H%M%S.%f"
 
 
@@ -264,29 +267,38 @@ def kept_clusters(settings: Settings) -> list[Path]:
     return sorted(path.parent for path in settings.kept.glob("[0-9]*/[0-9]*/PG_VERSION"))
 
 
-def roll_back(settings: Settings) -> dict[str, Any]:
+def roll_back(settings: Settings, *, failed: bool = False) -> dict[str, Any]:
     """Bring the cluster back that was put aside last; the present one is kept in its turn.
 
-    Raise OperationError if none is kept.
+    With `failed` the present one is what a failed restore or upgrade left: nobody will want
+    it back, and no later roll back takes it. Return what was undone, and the moment at which
+    the cluster had been put aside. Raise OperationError if none is kept.
     """
-    found = kept_clusters(settings)
+    found = [path for path in kept_clusters(settings) if _reason(path) != FAILED]
     if not found:
         raise OperationError(
             "no earlier database is kept", "./stack backup list; ./stack restore --to a moment"
         )
     earlier = found[-1]
-    note = state.read_json(earlier.parent / KEPT_NOTE) or {"reason": "unknown"}
+    reason = _reason(earlier)
+    moment = datetime.strptime(earlier.parent.name, KEPT_STAMP).replace(tzinfo=UTC)
+    undo = reason.removeprefix(UNDO) if reason.startswith(UNDO) else UNDO + reason
     other_major = earlier.name != settings.database_folder.name
     if not other_major:
         cluster.branch(settings, earlier)
         backup.request_full(settings, "after a roll back")
     # Straight from where it is kept: wherever this is interrupted, both are kept or in place.
-    kept = swap(settings, earlier, "roll back")
+    kept = swap(settings, earlier, FAILED if failed else undo)
     if other_major:
         _after_swap(lambda: backup.begin_anew(settings))
     else:
         _after_swap(lambda: barman.put_partial_aside(settings))
-    return {"back": earlier.parent.name, "kept": kept, "undone": note["reason"]}
+    return {"back": earlier.parent.name, "kept": kept, "undone": reason, "moment": moment.isoformat()}
+
+
+def _reason(kept: Path) -> str:
+    """Return why a cluster was put aside."""
+    return (state.read_json(kept.parent / KEPT_NOTE) or {}).get("reason", "unknown")
 
 
 def bring_objects_back(settings: Settings, moment: datetime | None) -> dict[str, Any]:
