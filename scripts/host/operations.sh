@@ -28,6 +28,13 @@ start_everything() {
     docker compose up --detach --wait --remove-orphans --no-build
 }
 
+# own_database_only: a PostgreSQL of the operator's own is nothing that we can copy aside.
+own_database_only() {
+    case $(setting DATABASE_URI '') in '' | *@postgres[:/]*) return 0 ;; esac
+    die "$verb works on the stack's own PostgreSQL; DATABASE_URI names another one" 'nothing was changed' \
+        'use that database'"'"'s own tools; for its schema: mlflow db upgrade' "$STATUS_REFUSED"
+}
+
 # undo_swap WORDS…: bring the database back that was put aside last; what was undone is in UNDONE.
 undo_swap() { UNDONE=$(restoring restore roll-back --json "$@"); }
 

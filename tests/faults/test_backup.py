@@ -266,7 +266,7 @@ def test_a_damaged_set_is_named_and_refused_before_anything_is_touched(protected
         what="the object is there again",
     )
 
-    newer = json.dumps(manifest | {"mlflow_version": "99.0.0"})
+    newer = json.dumps(manifest | {"mlflow_version": "99.0.0", "schema_revision": "newer"})
     inside(f"cat >/backups/sets/{made['set']}/manifest.json <<'END'\n{newer}\nEND")
     done = protected.verb("restore", "--yes", "--replace", "--set", made["set"], check=False)
     assert done.returncode == 5

@@ -21,6 +21,7 @@ parse_options '--to= --set= --replace --from-offsite --yes' '' "$@"
 # Checks. Nothing is changed yet, except that missing images are built, and that an empty
 # backup volume is filled from elsewhere.
 check_settings
+own_database_only
 take_lock
 check_engine
 if ! image_there "mlflow-stack/nginx:$(setting IMAGE_TAG latest)"; then

@@ -8,6 +8,7 @@
 . scripts/host/operations.sh
 parse_options '--yes' '' "$@"
 need_stack
+own_database_only
 take_lock
 confirm 'What was logged since then will be put aside. Go on?' || die 'you said no' 'nothing was changed' '' "$STATUS_REFUSED"
 docker compose stop nginx mlflow cron backup postgres

@@ -17,6 +17,7 @@ parse_options '--yes' '' "$@"
 # The old version serves on; only images are built.
 check_settings
 need_stack
+own_database_only
 take_lock
 check_engine
 check_disk "$DISK_NEEDED_BUILT_MB"
@@ -86,7 +87,9 @@ fi
 
 # From here on things change.
 stop_writers
-if [ -z "$former_major" ] && [ -n "$(docker compose ps --quiet backup)" ]; then
+if [ -n "$former_major" ] || [ -z "$(docker compose ps --quiet backup)" ]; then
+    warn 'no backup set is made before this upgrade: the service backup cannot; the database is copied aside'
+else
     step 'making a backup set'
     ops backup run --label before-upgrade || { start_former; die 'the backup before the upgrade failed' 'the former version runs; nothing was changed' './stack backup status'; }
 fi

@@ -406,7 +406,9 @@ def put_partial_aside(settings: Settings) -> None:
     if not streaming.is_dir():
         return
     aside = settings.backups / "barman" / "aside"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    aside.mkdir(parents=True, exist_ok=True)
+    for path in aside.iterdir():
+        if path.stat().st_mtime < time.time() - settings.keep_days * 86400:
+            path.unlink()
     for path in list(streaming.iterdir()):
         path.rename(aside / path.name)

@@ -20,8 +20,7 @@ from typing import Any
 
 import psycopg2
 
-import stackops
-from stackops import backup, barman, cluster, command, objects, postgres, sets, state
+from stackops import backup, barman, cluster, command, objects, offsite, postgres, sets, state
 from stackops.errors import FailedError, OperationError
 from stackops.settings import Settings
 
@@ -79,12 +78,19 @@ def plan(settings: Settings, set_id: str | None, moment: datetime | None, *, rep
     target lies in the future or before the set, the volume has data and `replace` is not
     given, or there is no room.
     """
+    if (settings.backups / offsite.FETCHING).exists():
+        raise OperationError(
+            "the copy from elsewhere was not fetched whole; nothing was changed",
+            "./stack restore --from-offsite goes on with it",
+        )
     if moment and moment > datetime.now(UTC):
         raise OperationError(f"{moment} lies in the future", "./stack backup list")
     manifest = sets.choose(settings, set_id, moment)
     if moment and set_id and manifest.moment > moment:
         raise OperationError(f"the set {set_id} is younger than {moment}", "./stack backup list")
-    check_version(manifest, version("mlflow"), stackops.__version__)
+    from stackserver.database import known_revisions
+
+    check_version(manifest, version("mlflow"), known_revisions())
     there = settings.database_folder.exists()
     if there and not replace:
         raise OperationError(
@@ -106,6 +112,7 @@ def plan(settings: Settings, set_id: str | None, moment: datetime | None, *, rep
             f"the backup set {manifest.id} is damaged; nothing was changed:\n" + "\n".join(problems),
             "./stack backup list; then ./stack restore --set an older one",
         )
+    shutil.rmtree(settings.data / "restoring", ignore_errors=True)  # of a restore that was killed
     needed = 2 * manifest.database_bytes
     free = shutil.disk_usage(settings.data).free
     if free < needed:
@@ -130,22 +137,25 @@ def plan(settings: Settings, set_id: str | None, moment: datetime | None, *, rep
     )
 
 
-def check_version(manifest: sets.Manifest, mlflow: str, product: str) -> None:
-    """Raise OperationError if a set was made by a newer MLflow or a newer version of the stack."""
+def check_version(manifest: sets.Manifest, mlflow: str, known: frozenset[str]) -> None:
+    """Raise OperationError if a set has a schema that only a newer MLflow knows.
+
+    Not by the version alone: the set before an upgrade was made by the newer one, of the
+    older one's data. `known` are the schema revisions of the MLflow of here.
+    """
 
     def numbers(text: str) -> list[int]:
         found = [re.match(r"[0-9]*", part)[0] for part in f"{text}...".split(".")[:3]]
         return [int(part or 0) for part in found]
 
-    for what, made, ours in (
-        ("MLflow", manifest.mlflow_version, mlflow),
-        ("the stack", manifest.product_version, product),
-    ):
-        if numbers(made) > numbers(ours):
-            raise OperationError(
-                f"the set {manifest.id} was made by {what} {made}, this is {ours}; nothing was changed",
-                "use the version that made it, or a newer one",
-            )
+    if manifest.schema_revision in known:
+        return
+    if numbers(manifest.mlflow_version) > numbers(mlflow):
+        raise OperationError(
+            f"the set {manifest.id} was made by MLflow {manifest.mlflow_version}, this is {mlflow};"
+            " nothing was changed",
+            "use the version that made it, or a newer one",
+        )
 
 
 def _refuse_a_left_branch(settings: Settings, moment: datetime) -> None:
@@ -239,6 +249,8 @@ def keep(settings: Settings, reason: str) -> dict[str, Any]:
     present = settings.database_folder
     if not present.exists():
         raise OperationError("there is no database to keep", "./stack up")
+    for unfinished in settings.kept.glob(".*"):  # of one that was killed
+        shutil.rmtree(unfinished)
     needed = sum(path.stat().st_size for path in present.rglob("*") if path.is_file())
     free = shutil.disk_usage(settings.data).free
     if free < needed * 1.1:
@@ -246,8 +258,6 @@ def keep(settings: Settings, reason: str) -> dict[str, Any]:
             f"the volume of the database has {free >> 20} MB free, a copy needs {needed >> 20} MB",
             "make room on the disk; nothing was changed",
         )
-    for unfinished in settings.kept.glob(".*"):  # of one that was killed
-        shutil.rmtree(unfinished)
     stamp = datetime.now(UTC).strftime(KEPT_STAMP)
     unfinished = settings.kept / f".{stamp}"
     unfinished.mkdir(parents=True)
