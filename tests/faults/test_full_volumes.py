@@ -117,6 +117,7 @@ def test_a_full_database_volume_is_named_retried_and_loses_nothing(small: Stack)
     assert small.inspect(small.container("postgres"))["RestartCount"] == restarts
 
 
+@pytest.mark.long
 def test_a_database_without_room_for_its_log_starts_again_when_there_is_room(small: Stack) -> None:
     container = small.container("postgres")
     restarts = small.inspect(container)["RestartCount"]
@@ -218,6 +219,7 @@ def test_a_full_backup_volume_disturbs_no_client_and_is_said(small: Stack) -> No
     assert left_over == ""
 
 
+@pytest.mark.long
 def test_a_backup_that_was_away_for_too_long_makes_a_full_set_by_itself(small: Stack) -> None:
     before = sets(small)
     container = small.container("backup")

@@ -230,5 +230,7 @@ class Stack:
         self.compose("exec", "-T", "postgres", *psql, *options, given=script)
 
     def remove(self) -> None:
-        """Remove containers, volumes, networks and this tag's images."""
+        """Remove containers, volumes, networks, this tag's images and what ./stack remembered."""
+        for path in (ROOT / ".stack").glob(f"{self.project}.*"):
+            path.unlink()
         self.compose("down", "--volumes", "--remove-orphans", "--rmi", "all", check=False)

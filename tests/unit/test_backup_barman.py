@@ -110,7 +110,9 @@ def test_waiting_for_a_segment_archives_and_at_last_gives_up(settings: Settings,
         barman.wait_archived(settings, wal_name(4), 0)
 
 
-def test_the_receivers_folder_is_emptied_into_one_aside(settings: Settings, programs: Path) -> None:
+def test_the_receivers_folder_is_emptied_into_one_aside_and_kept_for_the_window(
+    settings: Settings, programs: Path
+) -> None:
     barman_lists(programs)
     barman.put_partial_aside(settings)
     streaming = barman.home(settings) / "streaming"
@@ -120,7 +122,11 @@ def test_the_receivers_folder_is_emptied_into_one_aside(settings: Settings, prog
         (streaming / f"{wal_name(number)}.partial").write_text(str(number))
         barman.put_partial_aside(settings)
         assert list(streaming.iterdir()) == []
-        assert [path.name for path in aside.iterdir()] == [f"{wal_name(number)}.partial"]
+        assert (aside / f"{wal_name(number)}.partial").read_text() == str(number)
+    assert len(list(aside.iterdir())) == 2
+    os.utime(aside / f"{wal_name(3)}.partial", (1, 1))
+    barman.put_partial_aside(settings)
+    assert [path.name for path in aside.iterdir()] == [f"{wal_name(4)}.partial"]
 
 
 def ended(settings: Settings, name: str, hours: float, folder: str = "") -> None:

@@ -148,6 +148,19 @@ def test_the_newest_snapshot_is_fetched_into_an_empty_volume(settings: Settings,
     assert f"restore new:/volume --target {settings.backups} --verify" in calls.read_text()
 
 
+def test_a_fetch_that_was_interrupted_is_gone_on_with(settings: Settings, tmp_path: Path) -> None:
+    snapshots = [{"id": "new", "time": "2025-11-21T00:00:00Z", "paths": ["/volume"]}]
+    listed = f"*snapshots*) echo '{json.dumps(snapshots)}' ;;"
+    restic(tmp_path, f"{listed}\n*' restore '*) exit 1 ;;")
+    with pytest.raises(FailedError):
+        offsite.fetch(settings)
+    put_set(settings)
+    assert (settings.backups / offsite.FETCHING).exists()
+    restic(tmp_path, listed)
+    assert offsite.fetch(settings)["snapshot"] == "new"
+    assert not (settings.backups / offsite.FETCHING).exists()
+
+
 def test_a_volume_with_backups_is_not_fetched_into(settings: Settings, tmp_path: Path) -> None:
     calls = restic(tmp_path, "*) exit 9 ;;")
     put_set(settings)

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +17,7 @@ import psycopg2
 import pytest
 
 from kit.backups import barman_entry, barman_lists, program, put_base, put_object, put_set, settings_in
-from stackops import backup, barman, healthy, objects, protect, state
+from stackops import backup, barman, healthy, objects, protect, sets, state
 from stackops.errors import BusyError, FailedError, OperationError
 from stackops.settings import Settings
 
@@ -178,24 +178,60 @@ def test_a_set_is_made_at_once_where_the_log_alone_restores_nothing(
 
 
 @pytest.mark.parametrize(
-    "case",
-    [(-5, 1, True), (0, 1, False), (0, 11, True)],
+    ("facts", "minutes", "again"),
+    [({}, 1, True), ({"deleted_base": "x"}, 1, False), ({"deleted_base": "x"}, 11, True)],
     ids=["no base backup was taken", "just now", "a while ago"],
 )
 def test_a_set_that_failed_after_its_base_backup_is_not_tried_again_at_once(
-    settings: Settings, tmp_path: Path, runs: list[str], case: tuple
+    settings: Settings, runs: list[str], facts: dict, minutes: int, again: bool
 ) -> None:
-    taken_hours, failed_minutes, again = case
-    started = time.time() - failed_minutes * 60
-    result = state.JobResult("backup", started, 5, ok=False, message="the tables could not be locked")
+    result = state.JobResult("backup", time.time() - minutes * 60, 5, ok=False, message="no", facts=facts)
     state.write_json(settings.backups / "state/jobs/backup.json", asdict(result))
     state.write_json(settings.backups / "state/log.json", {"ok": True})
-    ended = str(int(started + taken_hours * 3600))
-    barman_lists(tmp_path / "bin", barman_entry("20251121T080000", end_time_timestamp=ended))
-    put_base(settings, "20251121T080000")
     backup.request_full(settings, "after a restore")
     protect.first_base_backup(settings)
     assert runs == ["after a restore"] * again
+
+
+def test_a_base_backup_without_a_set_is_deleted(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full, child, killed = "20251121T080000", "20251121T090000", "20251121T100000"
+    calls = barman_lists(tmp_path / "bin", *(barman_entry(one) for one in (full, child, killed)))
+    for one in (full, child, killed):
+        put_base(settings, one)
+    backups = [
+        replace(base, parent=full if base.id == child else None) for base in barman.catalogue(settings)
+    ]
+    path = sets.folder(settings, child) / sets.MANIFEST
+    path.parent.mkdir(parents=True)
+    path.write_text("damaged")  # of that a person must decide
+    backup._delete_unfinished(settings, backups)
+    deleted = [line.split()[-1] for line in calls.read_text().splitlines() if " delete " in line]
+    assert deleted == [killed]
+
+
+def test_a_set_that_cannot_be_completed_leaves_no_base_backup(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backup.postgres, "maintenance_lock", lambda _: threading.Lock())
+    monkeypatch.setattr(backup.postgres, "system_identifier", lambda _: "7")
+    monkeypatch.setattr(backup.postgres, "switch_wal", lambda *_: "wal")
+    monkeypatch.setattr(backup.objects, "check_bucket", lambda *_, **__: None)
+    monkeypatch.setattr(backup.barman, "wait_archived", lambda *_: None)
+    put_base(settings, "20251121T100000")
+    calls = barman_lists(tmp_path / "bin", barman_entry("20251121T100000"))
+    (base,) = barman.catalogue(settings)
+    monkeypatch.setattr(backup.barman, "take", lambda *_, **__: base)
+
+    def fail(*_: object) -> None:
+        raise FailedError("the objects cannot be copied", "look")
+
+    monkeypatch.setattr(backup, "_complete", fail)
+    with pytest.raises(FailedError, match="objects cannot be copied") as failure:
+        backup.run(settings)
+    assert failure.value.facts == {"deleted_base": base.id}
+    assert f"delete mlflow {base.id}" in calls.read_text()
 
 
 def until(condition: Callable[[], bool]) -> None:

@@ -67,6 +67,23 @@ def test_a_stack_that_is_well_has_no_problem(settings: Settings) -> None:
     assert re.search(r"backup +20\S+ well in 0\.\d s; next ", text)
 
 
+def test_a_job_that_was_killed_or_does_not_run_is_a_problem(settings: Settings) -> None:
+    well(settings, "log")
+    well(settings, "objects")
+    state.record(settings.backups, "backup", dict)
+    state.record(settings.backups, "drill", dict)
+    assert report.status(settings)["problems"] == []
+    folder = settings.backups / "state" / "jobs"
+    state.write_json(folder / "drill.running", time.time() - 60)
+    found = state.read_json(folder / "backup.json")
+    state.write_json(folder / "backup.json", found | {"last_success": time.time() - 2.1 * 86400})
+    late, killed = report.status(settings)["problems"]
+    assert late.startswith("job backup: it has not run since 20")
+    assert killed.startswith("job drill: it was killed")
+    with state.only_one(settings.backups, "drill"):  # it is at work
+        assert len(report.status(settings)["problems"]) == 1
+
+
 def test_a_failed_job_is_a_problem_with_its_words(settings: Settings) -> None:
     well(settings, "log")
     well(settings, "objects")

@@ -149,15 +149,15 @@ def test_recovery_is_told_where_to_end() -> None:
         ("4", "3.17.2", False),
     ],
 )
-@pytest.mark.parametrize("what", ["mlflow_version", "product_version"])
-def test_a_set_of_a_newer_version_is_refused(what: str, made: str, ours: str, accepted: bool) -> None:
-    versions = {"mlflow": "99", "product": "99", what.removesuffix("_version"): ours}
-    found = replace(manifest(), **{what: made})
+def test_a_set_of_a_newer_version_is_refused(made: str, ours: str, accepted: bool) -> None:
+    found = replace(manifest(), mlflow_version=made, schema_revision="newer")
+    # The set before an upgrade: by the newer version, of the older one's data.
+    restore.check_version(found, ours, frozenset({"newer"}))
     if accepted:
-        restore.check_version(found, **versions)
+        restore.check_version(found, ours, frozenset())
         return
     with pytest.raises(OperationError, match=f"{made}, this is {ours}"):
-        restore.check_version(found, **versions)
+        restore.check_version(found, ours, frozenset())
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_a_database_that_is_there_is_replaced_only_when_asked(settings: Settings
 
 
 def test_a_set_of_a_newer_mlflow_is_no_plan(settings: Settings) -> None:
-    put_set(settings, mlflow_version="99.0.0")
+    put_set(settings, mlflow_version="99.0.0", schema_revision="newer")
     refused(settings, r"made by MLflow 99\.0\.0")
 
 
@@ -412,6 +412,10 @@ def test_a_kept_copy_leaves_the_present_database_and_brings_it_back_later(settin
     assert [path.parent.name for path in restore.kept_clusters(settings)] == [kept]
     (settings.database_folder / "name").write_text("upgraded")
     assert restore.roll_back(settings)["undone"] == "upgrade"
+    assert restore.roll_back(settings)["undone"] == "roll back of upgrade"
+    assert restore.roll_back(settings, failed=True)["undone"] == "upgrade"
+    with pytest.raises(OperationError, match="no earlier database is kept"):
+        restore.roll_back(settings)  # what failed is nothing to go back to
     assert in_place(settings) == "present"
     assert everywhere(settings) == ["present", "upgraded"]
 

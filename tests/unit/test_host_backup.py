@@ -156,6 +156,46 @@ def test_a_roll_back_of_an_upgrade_takes_the_former_images(host: FakeHost) -> No
     assert "docker tag mlflow-stack/mlflow:latest-previous mlflow-stack/mlflow:latest" in host.calls
 
 
+def test_the_version_to_go_back_to_is_the_one_that_last_ran_well(host: FakeHost) -> None:
+    """Not the containers' own images: an `up` that was refused has made them of the new ones."""
+    folder = host.checkout / ".stack"
+    assert host.run("up").returncode == 0
+    (remembered,) = folder.glob("*.running.yml")
+    remembered.write_text("former")
+    host.docker("images --format*", "echo mlflow-stack/mlflow:latest-running")
+    host.docker("tag *", "true")
+    host.run("upgrade", "--yes")
+    assert "docker tag mlflow-stack/mlflow:latest-running mlflow-stack/mlflow:latest-previous" in host.calls
+    assert (folder / remembered.name.replace("running", "previous")).read_text() == "former"
+
+
+def test_a_roll_back_of_a_restore_brings_the_objects_back_too(host: FakeHost) -> None:
+    undone = '{"undone": "restore of 20261121T010000", "moment": "2026-11-21T02:00:00.5+00:00"}'
+    host.docker("compose run *restore roll-back*", f"echo '{undone}'")
+    assert host.run("rollback", "--yes").returncode == 0
+    (back,) = host.calls_of("docker compose run --rm --no-deps -T ops restore objects")
+    assert back.endswith("--to 2026-11-21T02:00:00.5+00:00")
+    assert "docker compose run --rm --no-deps -T ops backup copy-objects" in host.calls
+
+
+def test_a_roll_back_that_fails_is_not_called_nothing_to_undo(host: FakeHost) -> None:
+    host.docker("compose run *restore roll-back*", "exit 1")
+    done = host.run("rollback", "--yes")
+    assert done.returncode == 1
+    assert "the roll back failed" in done.stderr
+    assert "nothing to undo" not in done.stderr
+
+
+def test_a_restore_goes_nowhere_while_newer_objects_cannot_be_saved(host: FakeHost) -> None:
+    plan = '{"set": "s", "target": "t", "made": "m", "objects": 1, "replaces": true}'
+    host.docker("compose run *restore plan*", f"echo '{plan}'")
+    host.docker("compose run *copy-objects*", "exit 1")
+    done = host.run("restore", "--yes", "--replace")
+    assert done.returncode == 1
+    assert "could not be copied to the backup volume first" in done.stderr
+    assert not host.calls_of("docker compose run --rm --no-deps -T restore restore database")
+
+
 def test_a_roll_back_with_nothing_to_undo_starts_what_was_stopped(host: FakeHost) -> None:
     host.docker("compose run *restore roll-back*", "exit 5")
     done = host.run("rollback", "--yes")

@@ -21,6 +21,7 @@ parse_options '--to= --set= --replace --from-offsite --yes' '' "$@"
 # Checks. Nothing is changed yet, except that missing images are built, and that an empty
 # backup volume is filled from elsewhere.
 check_settings
+own_database_only
 take_lock
 check_engine
 if ! image_there "mlflow-stack/nginx:$(setting IMAGE_TAG latest)"; then
@@ -55,8 +56,16 @@ fi
 
 # From here on things change.
 stop_writers
-if [ "$(fact replaces)" = true ] && ! ops backup copy-objects; then
-    warn 'the objects of the present bucket could not be copied to the backup volume first; they stay in the bucket'
+if [ "$(fact replaces)" = true ]; then
+    copied=0
+    ops backup copy-objects || copied=$?
+    case $copied in
+        0) ;;
+        "$STATUS_REFUSED") warn 'the bucket is not the one that was copied: what is in it stays, unless the backup has another version' ;;
+        *)
+            start_everything || :
+            die 'the objects of the present bucket could not be copied to the backup volume first' 'the former database runs; nothing was changed' './stack up, ./stack backup status; has the backup volume room?' ;;
+    esac
 fi
 stop_database
 step 'restoring the database'
@@ -72,6 +81,7 @@ set --
 [ -z "$TO" ] || set -- --to "$TO"
 [ -z "$SET" ] || [ -n "$TO" ] || set -- --set "$chosen"
 if start_stores && ops restore objects "$@" && start_everything && ops restore verify "$@" && smoke_test; then
+    remember_version
     say
     say "Restored, verified and running: $(stack_url)"
     exit 0

@@ -8,15 +8,21 @@
 . scripts/host/operations.sh
 parse_options '--yes' '' "$@"
 need_stack
+own_database_only
 take_lock
 confirm 'What was logged since then will be put aside. Go on?' || die 'you said no' 'nothing was changed' '' "$STATUS_REFUSED"
 docker compose stop nginx mlflow cron backup postgres
-if ! undone=$(restoring restore roll-back --json); then
-    start_everything
-    die 'there is nothing to undo' 'the present version runs; nothing was changed' './stack restore --to a moment brings an earlier state'
-fi
-case $undone in
-    *'"undone": "upgrade"'*) start_former ;;
-    *) start_everything ;;
+status=0
+undo_swap || status=$?
+case $status in
+    0) ;;
+    "$STATUS_REFUSED")
+        start_everything
+        die 'there is nothing to undo' 'the present version runs; nothing was changed' './stack restore --to a moment brings an earlier state' ;;
+    *) die 'the roll back failed' 'the service is stopped; both databases are kept' 'mend what the lines above say, then ./stack rollback again' ;;
+esac
+case $UNDONE in
+    *upgrade*) start_former ;;
+    *) start_stores && objects_back && start_everything ;;
 esac || die 'the former database does not start' 'both are kept' './stack logs postgres; ./stack rollback goes back'
 say "Running: $(stack_url)"

@@ -42,7 +42,7 @@ if ! docker compose up --detach --wait --remove-orphans --no-build; then
     exit "$STATUS_FAILED"
 fi
 
-remember_compose
+remember_version
 
 say
 say "MLflow is ready:  $(stack_url)"

@@ -17,10 +17,11 @@ parse_options '--yes' '' "$@"
 # The old version serves on; only images are built.
 check_settings
 need_stack
+own_database_only
 take_lock
 check_engine
 check_disk "$DISK_NEEDED_BUILT_MB"
-keep_images
+keep_version
 build_environment
 make_base_image
 step 'building images'
@@ -51,7 +52,7 @@ back_to_former() {  # WHAT
     (report_failure) || :  # it exits where every container is well
     step 'going back to the former version'
     docker compose stop nginx mlflow cron backup postgres
-    restoring restore roll-back
+    undo_swap --failed || die "$1, and going back failed" 'the service is stopped; both databases are kept' 'mend what the lines above say, then ./stack rollback'
     start_former || die "$1, and the former version does not start" 'its data is in its place' './stack status; ./stack logs'
     die "$1" 'the former version and its data run again; nothing is lost' 'mend what the lines above say, then ./stack upgrade again'
 }
@@ -72,7 +73,10 @@ if [ -n "$former_major" ]; then
     }
 fi
 
-docker compose up --detach --wait --no-build --no-deps postgres minio
+docker compose up --detach --wait --no-build --no-deps postgres minio || {
+    start_former || :
+    die 'the new version of the stores does not start' 'the database was not changed' './stack logs postgres minio'
+}
 step 'checking the database'
 if ! docker compose run --rm --no-deps -T prepare python -m stackserver.prepare --check; then
     [ -z "$former_major" ] || back_to_former 'this database cannot be upgraded'
@@ -83,7 +87,9 @@ fi
 
 # From here on things change.
 stop_writers
-if [ -z "$former_major" ] && [ -n "$(docker compose ps --quiet backup)" ]; then
+if [ -n "$former_major" ] || [ -z "$(docker compose ps --quiet backup)" ]; then
+    warn 'no backup set is made before this upgrade: the service backup cannot; the database is copied aside'
+else
     step 'making a backup set'
     ops backup run --label before-upgrade || { start_former; die 'the backup before the upgrade failed' 'the former version runs; nothing was changed' './stack backup status'; }
 fi
@@ -98,7 +104,7 @@ step 'migrating'
 start_everything || back_to_former 'the new version does not start'
 step 'using it'
 smoke_test || back_to_former 'the new version does not work'
-remember_compose
+remember_version
 say
 say "Upgraded, verified and running: $(stack_url)"
 say 'Back again: ./stack rollback'

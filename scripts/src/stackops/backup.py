@@ -76,7 +76,10 @@ def begin_anew(settings: Settings) -> dict[str, Any]:
     """
     aside = settings.backups / "former" / datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
     aside.mkdir(parents=True)
-    paths = [settings.backups / name for name in ("barman", "sets", "state/identity.json", "state/jobs")]
+    paths = [
+        settings.backups / name
+        for name in ("barman", "wal-sha256", "sets", "state/identity.json", "state/jobs")
+    ]
     try:
         objects.check_bucket(settings, mark=False)
     except FailedError:  # the storage is away: its copy stays
@@ -104,8 +107,15 @@ def run(settings: Settings, *, full: bool = False, label: str = "") -> dict[str,
         barman.wait_archived(settings, postgres.switch_wal(settings, "before-base-backup"))
         backups = barman.catalogue(settings)
         full = full or wants_full(backups, requested_full(settings), started, settings.full_every_days)
+        _delete_unfinished(settings, backups)
         base = barman.take(settings, full=full)
-        manifest = _complete(settings, base, label, started)
+        try:
+            manifest = _complete(settings, base, label, started)
+        except BaseException as error:
+            # Without a set nothing restores from it, and retention would count it.
+            error.facts = {"deleted_base": base.id}  # protect.py: not again at once
+            barman.delete(settings, base.id)
+            raise
         request_full(settings, None)
     facts = {
         "set": manifest.id,
@@ -116,6 +126,19 @@ def run(settings: Settings, *, full: bool = False, label: str = "") -> dict[str,
     }
     facts["forgotten"] = forget(settings)
     return facts
+
+
+def _delete_unfinished(settings: Settings, backups: list[barman.BaseBackup]) -> None:
+    """Delete base backups without a set: those of runs that were killed. Call it under the lock."""
+    # Of a manifest that is there and cannot be read a person must decide.
+    needed = {base.id for base in backups if (sets.folder(settings, base.id) / sets.MANIFEST).exists()}
+    for base in reversed(backups):  # the youngest first: what others build on comes before them
+        if base.id in needed and base.parent:
+            needed.add(base.parent)
+    for base in backups:
+        if base.id not in needed:
+            print(f"deleting the base backup {base.id}: it was never completed to a set", flush=True)
+            barman.delete(settings, base.id)
 
 
 def _complete(settings: Settings, base: barman.BaseBackup, label: str, started: float) -> sets.Manifest:

@@ -170,7 +170,7 @@ def take(settings: Settings, *, full: bool) -> BaseBackup:
         call(settings, "backup", *kind, SERVER, timeout_seconds=BACKUP_TIMEOUT_SECONDS)
     except FailedError as error:
         for failed in {backup.id for backup in catalogue(settings)} - before:
-            call(settings, "delete", SERVER, failed)
+            delete(settings, failed)
         if full:
             raise
         print(f"a full base backup instead of an incremental one: {error}", flush=True)
@@ -179,6 +179,11 @@ def take(settings: Settings, *, full: bool) -> BaseBackup:
     if not new:
         raise FailedError("barman took no base backup", "./stack logs backup")
     return new[-1]
+
+
+def delete(settings: Settings, backup_id: str) -> None:
+    """Delete a base backup, those that build on it, and the log that only they need."""
+    call(settings, "delete", SERVER, backup_id, timeout_seconds=BACKUP_TIMEOUT_SECONDS)
 
 
 def chain(backups: list[BaseBackup], backup_id: str) -> list[BaseBackup]:
@@ -376,7 +381,7 @@ def forget_obsolete(settings: Settings) -> list[str]:
     gone = []
     for backup in catalogue(settings):
         if backup.obsolete and backup.full:
-            call(settings, "delete", SERVER, backup.id, timeout_seconds=BACKUP_TIMEOUT_SECONDS)
+            delete(settings, backup.id)
             gone.append(backup.id)
     there = {path.name for path in wal_files(settings)}
     for digest in (settings.backups / "wal-sha256").glob("[0-9A-F]*"):
@@ -401,7 +406,9 @@ def put_partial_aside(settings: Settings) -> None:
     if not streaming.is_dir():
         return
     aside = settings.backups / "barman" / "aside"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    aside.mkdir(parents=True, exist_ok=True)
+    for path in aside.iterdir():
+        if path.stat().st_mtime < time.time() - settings.keep_days * 86400:
+            path.unlink()
     for path in list(streaming.iterdir()):
         path.rename(aside / path.name)

@@ -91,7 +91,10 @@ def _parser() -> argparse.ArgumentParser:
         if name == "database":
             step.add_argument("--own-moment", action="store_true")
     for name in ("roll-back", "keep", "former", "move-over"):
-        actions.add_parser(name).add_argument("--json", action="store_true")
+        step = actions.add_parser(name)
+        step.add_argument("--json", action="store_true")
+        if name == "roll-back":
+            step.add_argument("--failed", action="store_true")
     _add_cleanup(verbs)
     verbs.add_parser("smoke", help="use the running stack through nginx; the password comes on stdin")
     return parser
@@ -219,7 +222,7 @@ def _usage(settings: Settings, arguments: argparse.Namespace) -> None:
 def _restore(settings: Settings, arguments: argparse.Namespace) -> None:
     action = arguments.action
     if action == "roll-back":
-        facts = restore.roll_back(settings)
+        facts = restore.roll_back(settings, failed=arguments.failed)
     elif action == "keep":
         facts = restore.keep(settings, "upgrade")
     elif action == "former":

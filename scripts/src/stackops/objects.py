@@ -149,15 +149,26 @@ def copy(settings: Settings, *, deletions: bool = False) -> datetime:
 
 
 def put_back(settings: Settings, tree: Path) -> None:
-    """Copy a tree into the bucket: what is missing or different there. Nothing is deleted."""
-    _rclone(settings, "copy", str(tree), _bucket(settings), "--checksum", "--fast-list")
+    """Copy a tree into the bucket: what is missing or different there. Nothing is deleted.
 
-
-def keys(settings: Settings) -> set[str]:
-    """Return the key of every object in the bucket."""
-    return set(
-        _rclone(settings, "lsf", "--recursive", "--files-only", "--fast-list", _bucket(settings)).splitlines()
+    Different is what has another size or time: an object above 8 MiB was uploaded in parts and
+    has no checksum that a file has too. The marker goes last, so that nobody takes a bucket
+    that was filled halfway for the one that was copied.
+    """
+    _rclone(
+        settings,
+        *("copy", str(tree), _bucket(settings)),
+        *("--use-server-modtime", "--fast-list", "--exclude", "/.stack/**"),
     )
+    if (tree / MARKER).exists():
+        _rclone(settings, "copyto", str(tree / MARKER), f"{_bucket(settings)}/{MARKER}")
+
+
+def sizes(settings: Settings) -> dict[str, int]:
+    """Return the bytes of every object in the bucket by its key."""
+    words = ("lsjson", "--recursive", "--files-only", "--no-mimetype", "--no-modtime", "--fast-list")
+    listed = json.loads(_rclone(settings, *words, _bucket(settings)))
+    return {found["Path"]: found["Size"] for found in listed}
 
 
 def _files(folder: Path) -> Iterator[tuple[str, os.stat_result]]:

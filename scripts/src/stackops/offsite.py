@@ -25,7 +25,9 @@ SFTP_ARGUMENTS = (
     " -o StrictHostKeyChecking=yes -o BatchMode=yes -o ConnectTimeout=30"
 )
 """What restic tells ssh: the operator's key, and no server but those that the operator named."""
-SCRATCH = ("drill", "tree", "objects/damaged", "barman/.locks", "barman/aside", "state/*.lock")
+FETCHING = "state/fetching"
+"""Is there while the backup volume is being filled from elsewhere, below that volume."""
+SCRATCH = ("drill", "tree", "objects/damaged", "barman/.locks", "barman/aside", "state/*.lock", FETCHING)
 """What is no part of a backup, below the backup volume."""
 
 
@@ -111,9 +113,12 @@ def push(settings: Settings) -> dict[str, Any]:
 def fetch(settings: Settings) -> dict[str, Any]:
     """Bring the newest snapshot back into an empty backup volume and return its id and time.
 
+    A fetch that was interrupted is gone on with.
+
     Raise OperationError if the volume has backups, or if the repository has no snapshot.
     """
-    if any(settings.backups.glob("*/*")):
+    fetching = settings.backups / FETCHING
+    if any(settings.backups.glob("*/*")) and not fetching.exists():
         raise OperationError(
             "the backup volume is not empty; nothing was changed",
             "restore from it (./stack restore), or choose another BACKUP_FOLDER",
@@ -124,7 +129,10 @@ def fetch(settings: Settings) -> dict[str, Any]:
     newest = max(snapshots, key=lambda snapshot: snapshot["time"])
     # The snapshot's folder is named, so that it is the volume's top wherever it was made.
     source = f"{newest['id']}:{newest['paths'][0]}"
+    fetching.parent.mkdir(exist_ok=True)
+    fetching.touch()
     _restic(settings, "restore", source, "--target", str(settings.backups), "--verify")
+    fetching.unlink()
     return {"snapshot": newest["id"], "time": newest["time"]}
 
 

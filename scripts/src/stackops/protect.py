@@ -116,12 +116,9 @@ def first_base_backup(settings: Settings) -> dict[str, Any]:
     if wanted is None and sets.complete(settings):
         return {}
     last = state.results(settings.backups).get("backup")
-    if last and not last.ok and time.time() < last.started + last.seconds + RETRY_SECONDS:
-        taken = [
-            base for base in barman.catalogue(settings) if base.done and base.end_time >= int(last.started)
-        ]
-        if taken:  # the set failed after its base backup: one every few seconds would fill the volume
-            return {}
+    recent = last and time.time() < last.started + last.seconds + RETRY_SECONDS
+    if recent and not last.ok and "deleted_base" in last.facts:  # it failed late: that takes its time
+        return {}
     return state.record(settings.backups, "backup", lambda: backup.run(settings, label=wanted or "first"))
 
 

@@ -15,6 +15,7 @@ from stackops.retention import show
 from stackops.settings import Settings
 
 DEAD_ROWS_SHOWN = 0.2
+LATE_SECONDS = 3600
 
 
 def sets(settings: Settings) -> list[dict[str, Any]]:
@@ -54,6 +55,8 @@ def status(settings: Settings) -> dict[str, Any]:
         }
         if result and not result.ok:
             problems.append(f"job {job}: {result.message}")
+        elif following and (late := _late(settings, result, schedule, following)):
+            problems.append(f"job {job}: {late}")
     parts = state.continuous(settings.backups)
     for part, value in parts.items():
         if not value["ok"]:
@@ -81,6 +84,18 @@ def _waiting_cleanup(settings: Settings) -> str:
     except FailedError:
         return ""  # said by others
     return show.waiting(*row) if row else ""
+
+
+def _late(settings: Settings, result: state.JobResult | None, schedule: str, following: datetime) -> str:
+    """Return what is wrong if a job has not run well for two of its intervals, or ""."""
+    interval = (metrics.next_run(schedule, following) or following) - following
+    last = result.last_success if result else None
+    if last is None:  # never: since the backups began
+        identity = settings.backups / "state" / "identity.json"
+        last = identity.stat().st_mtime if identity.exists() else time.time()
+    if time.time() - last <= 2 * interval.total_seconds() + LATE_SECONDS:
+        return ""
+    return f"it has not run since {_iso(last)} (fix: ./stack logs cron; is the machine off at that time?)"
 
 
 def _iso(seconds: float) -> str:

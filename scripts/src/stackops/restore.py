@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,12 +20,14 @@ from typing import Any
 
 import psycopg2
 
-import stackops
-from stackops import backup, barman, cluster, command, objects, postgres, sets, state
+from stackops import backup, barman, cluster, command, objects, offsite, postgres, sets, state
 from stackops.errors import FailedError, OperationError
 from stackops.settings import Settings
 
 KEPT_NOTE = "note.json"
+FAILED = "failed"
+UNDO = "roll back of "
+"""Reasons why a cluster was put aside, beside "restore of SET" and "upgrade"."""
 KEPT_STAMP = "%Y%m%dT%H%M%S.%f"
 
 
@@ -74,12 +78,19 @@ def plan(settings: Settings, set_id: str | None, moment: datetime | None, *, rep
     target lies in the future or before the set, the volume has data and `replace` is not
     given, or there is no room.
     """
+    if (settings.backups / offsite.FETCHING).exists():
+        raise OperationError(
+            "the copy from elsewhere was not fetched whole; nothing was changed",
+            "./stack restore --from-offsite goes on with it",
+        )
     if moment and moment > datetime.now(UTC):
         raise OperationError(f"{moment} lies in the future", "./stack backup list")
     manifest = sets.choose(settings, set_id, moment)
     if moment and set_id and manifest.moment > moment:
         raise OperationError(f"the set {set_id} is younger than {moment}", "./stack backup list")
-    check_version(manifest, version("mlflow"), stackops.__version__)
+    from stackserver.database import known_revisions
+
+    check_version(manifest, version("mlflow"), known_revisions())
     there = settings.database_folder.exists()
     if there and not replace:
         raise OperationError(
@@ -101,6 +112,7 @@ def plan(settings: Settings, set_id: str | None, moment: datetime | None, *, rep
             f"the backup set {manifest.id} is damaged; nothing was changed:\n" + "\n".join(problems),
             "./stack backup list; then ./stack restore --set an older one",
         )
+    shutil.rmtree(settings.data / "restoring", ignore_errors=True)  # of a restore that was killed
     needed = 2 * manifest.database_bytes
     free = shutil.disk_usage(settings.data).free
     if free < needed:
@@ -125,22 +137,25 @@ def plan(settings: Settings, set_id: str | None, moment: datetime | None, *, rep
     )
 
 
-def check_version(manifest: sets.Manifest, mlflow: str, product: str) -> None:
-    """Raise OperationError if a set was made by a newer MLflow or a newer version of the stack."""
+def check_version(manifest: sets.Manifest, mlflow: str, known: frozenset[str]) -> None:
+    """Raise OperationError if a set has a schema that only a newer MLflow knows.
+
+    Not by the version alone: the set before an upgrade was made by the newer one, of the
+    older one's data. `known` are the schema revisions of the MLflow of here.
+    """
 
     def numbers(text: str) -> list[int]:
         found = [re.match(r"[0-9]*", part)[0] for part in f"{text}...".split(".")[:3]]
         return [int(part or 0) for part in found]
 
-    for what, made, ours in (
-        ("MLflow", manifest.mlflow_version, mlflow),
-        ("the stack", manifest.product_version, product),
-    ):
-        if numbers(made) > numbers(ours):
-            raise OperationError(
-                f"the set {manifest.id} was made by {what} {made}, this is {ours}; nothing was changed",
-                "use the version that made it, or a newer one",
-            )
+    if manifest.schema_revision in known:
+        return
+    if numbers(manifest.mlflow_version) > numbers(mlflow):
+        raise OperationError(
+            f"the set {manifest.id} was made by MLflow {manifest.mlflow_version}, this is {mlflow};"
+            " nothing was changed",
+            "use the version that made it, or a newer one",
+        )
 
 
 def _refuse_a_left_branch(settings: Settings, moment: datetime) -> None:
@@ -187,12 +202,21 @@ def database(settings: Settings, set_id: str, target: cluster.Target) -> dict[st
             connection, "SELECT pg_create_physical_replication_slot(%s, true)", (postgres.SLOT,)
         )
     cluster.finish(fresh)
-    barman.keep_histories(settings, fresh)
-    barman.put_partial_aside(settings)
-    kept = swap(settings, fresh, f"restore of {set_id}")
     backup.request_full(settings, "after a restore")
+    kept = swap(settings, fresh, f"restore of {set_id}")
+    # Only now: until the swap the archive must go on telling of the former timeline.
+    _after_swap(lambda: barman.keep_histories(settings, settings.database_folder))
+    _after_swap(lambda: barman.put_partial_aside(settings))
     rows = {name: found[name]["rows"] for name in found}
     return {"kept": kept, "rows": rows}
+
+
+def _after_swap(step: Callable[[], object]) -> None:
+    """Do what makes a swap tidy. It has happened: what fails is said, and is no failure of it."""
+    try:
+        step()
+    except (OperationError, OSError) as error:
+        print(f"the database is in its place, but: {error}", file=sys.stderr, flush=True)
 
 
 def present_cluster(settings: Settings) -> Path | None:
@@ -225,6 +249,8 @@ def keep(settings: Settings, reason: str) -> dict[str, Any]:
     present = settings.database_folder
     if not present.exists():
         raise OperationError("there is no database to keep", "./stack up")
+    for unfinished in settings.kept.glob(".*"):  # of one that was killed
+        shutil.rmtree(unfinished)
     needed = sum(path.stat().st_size for path in present.rglob("*") if path.is_file())
     free = shutil.disk_usage(settings.data).free
     if free < needed * 1.1:
@@ -232,8 +258,6 @@ def keep(settings: Settings, reason: str) -> dict[str, Any]:
             f"the volume of the database has {free >> 20} MB free, a copy needs {needed >> 20} MB",
             "make room on the disk; nothing was changed",
         )
-    for unfinished in settings.kept.glob(".*"):  # of one that was killed
-        shutil.rmtree(unfinished)
     stamp = datetime.now(UTC).strftime(KEPT_STAMP)
     unfinished = settings.kept / f".{stamp}"
     unfinished.mkdir(parents=True)
@@ -253,29 +277,38 @@ def kept_clusters(settings: Settings) -> list[Path]:
     return sorted(path.parent for path in settings.kept.glob("[0-9]*/[0-9]*/PG_VERSION"))
 
 
-def roll_back(settings: Settings) -> dict[str, Any]:
+def roll_back(settings: Settings, *, failed: bool = False) -> dict[str, Any]:
     """Bring the cluster back that was put aside last; the present one is kept in its turn.
 
-    Raise OperationError if none is kept.
+    With `failed` the present one is what a failed restore or upgrade left: nobody will want
+    it back, and no later roll back takes it. Return what was undone, and the moment at which
+    the cluster had been put aside. Raise OperationError if none is kept.
     """
-    found = kept_clusters(settings)
+    found = [path for path in kept_clusters(settings) if _reason(path) != FAILED]
     if not found:
         raise OperationError(
             "no earlier database is kept", "./stack backup list; ./stack restore --to a moment"
         )
     earlier = found[-1]
-    note = state.read_json(earlier.parent / KEPT_NOTE) or {"reason": "unknown"}
+    reason = _reason(earlier)
+    moment = datetime.strptime(earlier.parent.name, KEPT_STAMP).replace(tzinfo=UTC)
+    undo = reason.removeprefix(UNDO) if reason.startswith(UNDO) else UNDO + reason
     other_major = earlier.name != settings.database_folder.name
     if not other_major:
         cluster.branch(settings, earlier)
-    # Straight from where it is kept: wherever this is interrupted, both are kept or in place.
-    kept = swap(settings, earlier, "roll back")
-    if other_major:
-        backup.begin_anew(settings)
-    else:
-        barman.put_partial_aside(settings)
         backup.request_full(settings, "after a roll back")
-    return {"back": earlier.parent.name, "kept": kept, "undone": note["reason"]}
+    # Straight from where it is kept: wherever this is interrupted, both are kept or in place.
+    kept = swap(settings, earlier, FAILED if failed else undo)
+    if other_major:
+        _after_swap(lambda: backup.begin_anew(settings))
+    else:
+        _after_swap(lambda: barman.put_partial_aside(settings))
+    return {"back": earlier.parent.name, "kept": kept, "undone": reason, "moment": moment.isoformat()}
+
+
+def _reason(kept: Path) -> str:
+    """Return why a cluster was put aside."""
+    return (state.read_json(kept.parent / KEPT_NOTE) or {}).get("reason", "unknown")
 
 
 def bring_objects_back(settings: Settings, moment: datetime | None) -> dict[str, Any]:
@@ -296,15 +329,16 @@ def verify(settings: Settings, moment: datetime | None) -> dict[str, Any]:
     missing before. Raise FailedError if the database does not answer, or if the bucket lacks
     an object that the backup has.
     """
-    there = objects.keys(settings)
-    lost = sorted(set(objects.locate(settings, moment or datetime.now(UTC))) - there)
+    there = objects.sizes(settings)
+    wanted = objects.locate(settings, moment or datetime.now(UTC))
+    lost = sorted(key for key, path in wanted.items() if there.get(key) != path.stat().st_size)
     if lost:
         raise FailedError(
-            f"{len(lost)} objects of the backup are not in the bucket: " + ", ".join(lost[:20]),
+            f"{len(lost)} objects of the backup are not in the bucket as they were: " + ", ".join(lost[:20]),
             "./stack logs minio; ./stack restore --replace again",
         )
     with closing(postgres.connect(settings)) as connection:
-        missing = damage(connection, there, objects.PREFIX)
+        missing = damage(connection, set(there), objects.PREFIX)
         rows = postgres.fetch_one(connection, "SELECT count(*) FROM runs")[0]
     for line in missing:
         print(f"missing already when it was backed up: {line}", flush=True)

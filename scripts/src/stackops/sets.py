@@ -20,6 +20,7 @@ from stackops.settings import Settings
 from stackops.state import read_json, write_json
 
 FORMAT = 1
+MANIFEST = "manifest.json"
 INVENTORY = "objects.jsonl.gz"
 SEALED = "sealed.age"
 VERIFY_TIMEOUT_SECONDS = 6 * 3600
@@ -71,12 +72,12 @@ def folder(settings: Settings, set_id: str) -> Path:
 
 def write(settings: Settings, manifest: Manifest) -> None:
     """Complete a set."""
-    write_json(folder(settings, manifest.id) / "manifest.json", asdict(manifest))
+    write_json(folder(settings, manifest.id) / MANIFEST, asdict(manifest))
 
 
 def read(settings: Settings, set_id: str) -> Manifest:
     """Return a set's manifest. Raise OperationError if there is none that this version can read."""
-    path = folder(settings, set_id) / "manifest.json"
+    path = folder(settings, set_id) / MANIFEST
     try:
         value = read_json(path)
     except (OSError, ValueError) as error:
@@ -101,7 +102,7 @@ def complete(settings: Settings) -> list[Manifest]:
     One that cannot be read is named on stderr: it must keep nobody from the others.
     """
     found = []
-    for path in sorted((settings.backups / "sets").glob("*/manifest.json")):
+    for path in sorted((settings.backups / "sets").glob(f"*/{MANIFEST}")):
         try:
             found.append(read(settings, path.parent.name))
         except OperationError as error:

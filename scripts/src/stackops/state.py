@@ -9,7 +9,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,9 +83,26 @@ def continuous(backups: Path) -> dict[str, dict[str, Any]]:
 def results(backups: Path) -> dict[str, JobResult]:
     """Return the last result of each job that has run."""
     found = {}
-    for path in sorted((backups / "state" / "jobs").glob("[!.]*.json")):
+    folder = backups / "state" / "jobs"
+    for path in sorted(folder.glob("[!.]*.json")):
         found[path.stem] = JobResult(**read_json(path))
+    for path in folder.glob("*.running"):
+        began = read_json(path)
+        if began and _is_free(backups, path.stem):  # nobody does it: it was killed
+            before = found.get(path.stem)
+            found[path.stem] = JobResult(
+                path.stem, began, 0, ok=False, message="it was killed (fix: ./stack logs cron; CRON_MEMORY)"
+            )
+            found[path.stem].last_success = before.last_success if before else None
     return found
+
+
+def _is_free(backups: Path, name: str) -> bool:
+    try:
+        with only_one(backups, name):
+            return True
+    except BusyError:
+        return False
 
 
 @contextmanager
@@ -113,7 +130,10 @@ def record(backups: Path, job: str, action: Callable[[], dict[str, Any]]) -> dic
         result = JobResult(job, started, 0, ok=False, message="was killed")
         result.last_success = before.last_success if before else None
         path = backups / "state" / "jobs" / f"{job}.json"
+        running = path.with_suffix(".running")
         try:
+            with suppress(OSError):  # a full volume: the job says so itself
+                write_json(running, started)
             result.facts = action()
             result.ok, result.message, result.last_success = True, "", time.time()
         except (OperationError, OSError) as error:
@@ -134,6 +154,7 @@ def record(backups: Path, job: str, action: Callable[[], dict[str, Any]]) -> dic
             result.seconds = time.time() - started
             try:
                 write_json(path, asdict(result))
+                running.unlink(missing_ok=True)
             except OSError as failure:  # the volume is full: what the action said matters more
                 print(f"{job}: the result cannot be written: {failure}", file=sys.stderr, flush=True)
         return result.facts
