@@ -84,6 +84,18 @@ def test_a_job_that_was_killed_or_does_not_run_is_a_problem(settings: Settings) 
         assert len(report.status(settings)["problems"]) == 1
 
 
+def test_a_job_that_never_ran_is_a_problem_after_two_intervals(settings: Settings) -> None:
+    well(settings, "log")
+    well(settings, "objects")
+    path = settings.backups / "state" / "scheduled.json"
+    state.write_json(path, {"drill": time.time() - 1.9 * 86400})
+    state.know_jobs(settings.backups, ["drill", "backup"])
+    assert report.status(settings)["problems"] == []
+    state.write_json(path, {"drill": time.time() - 2.1 * 86400})
+    (late,) = report.status(settings)["problems"]
+    assert late.startswith("job drill: it has not run since 20")
+
+
 def test_a_failed_job_is_a_problem_with_its_words(settings: Settings) -> None:
     well(settings, "log")
     well(settings, "objects")

@@ -55,7 +55,7 @@ def status(settings: Settings) -> dict[str, Any]:
         }
         if result and not result.ok:
             problems.append(f"job {job}: {result.message}")
-        elif following and (late := _late(settings, result, schedule, following)):
+        elif following and (late := _late(settings, job, result, following)):
             problems.append(f"job {job}: {late}")
     parts = state.continuous(settings.backups)
     for part, value in parts.items():
@@ -86,13 +86,12 @@ def _waiting_cleanup(settings: Settings) -> str:
     return show.waiting(*row) if row else ""
 
 
-def _late(settings: Settings, result: state.JobResult | None, schedule: str, following: datetime) -> str:
+def _late(settings: Settings, job: str, result: state.JobResult | None, following: datetime) -> str:
     """Return what is wrong if a job has not run well for two of its intervals, or ""."""
-    interval = (metrics.next_run(schedule, following) or following) - following
+    interval = (metrics.next_run(settings.schedules[job], following) or following) - following
     last = result.last_success if result else None
-    if last is None:  # never: since the backups began
-        identity = settings.backups / "state" / "identity.json"
-        last = identity.stat().st_mtime if identity.exists() else time.time()
+    if last is None:
+        last = state.scheduled_since(settings.backups, job)
     if time.time() - last <= 2 * interval.total_seconds() + LATE_SECONDS:
         return ""
     return f"it has not run since {_iso(last)} (fix: ./stack logs cron; is the machine off at that time?)"

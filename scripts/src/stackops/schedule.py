@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from stackops import state
 from stackops.settings import Settings
 
 
@@ -21,6 +22,7 @@ def crontab(settings: Settings) -> str:
 
 def run(settings: Settings) -> None:
     """Become supercronic. It starts no job while the same one still runs (its default)."""
+    state.know_jobs(settings.backups, [job for job, schedule in settings.schedules.items() if schedule])
     path = Path("/tmp/crontab")
     # An idle line, since supercronic refuses an empty table.
     path.write_text(crontab(settings) or "0 0 1 1 * true\n", encoding="utf-8")

@@ -97,6 +97,20 @@ def results(backups: Path) -> dict[str, JobResult]:
     return found
 
 
+def know_jobs(backups: Path, jobs: list[str]) -> None:
+    """Note since when each job has been scheduled, so that one that never runs is noticed."""
+    path = backups / "state" / "scheduled.json"
+    try:
+        write_json(path, dict.fromkeys(jobs, time.time()) | (read_json(path) or {}))
+    except (OSError, ValueError) as failure:  # no reason to schedule nothing
+        print(f"{path}: {failure}", file=sys.stderr, flush=True)
+
+
+def scheduled_since(backups: Path, job: str) -> float:
+    """Return since when a job has been scheduled; now for one that is not."""
+    return (read_json(backups / "state" / "scheduled.json") or {}).get(job, time.time())
+
+
 def _is_free(backups: Path, name: str) -> bool:
     try:
         with only_one(backups, name):
