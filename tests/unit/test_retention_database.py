@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from psycopg2.extensions import connection as Connection  # noqa: N812
 
 from stackops.errors import OperationError
-from stackops.retention import cleanup, inventory, journal, keep, plan, policy, purge
+from stackops.retention import cleanup, inventory, journal, keep, plan, policy, purge, sweep
 from stackops.retention.places import of_key
 
 HOUR_MS = 3_600_000
@@ -412,18 +412,93 @@ def test_a_clock_in_the_past_is_refused(connection: Connection) -> None:
 
 
 class Listed:
-    """A bucket with these objects."""
+    """A bucket with these objects, all written long ago but those in `young`."""
 
     name = "mlflow"
 
-    def __init__(self, keys: list[str]) -> None:
+    def __init__(self, keys: list[str], young: tuple[str, ...] = ()) -> None:
         self.keys = keys
+        self.young = young
+
+    def below(self, prefixes: list[str]) -> Iterator[tuple[str, str, int, datetime]]:
+        for prefix in prefixes:
+            for key, size in self.objects(prefix):
+                moment = datetime.now(UTC) if key in self.young else datetime(2020, 1, 1, tzinfo=UTC)
+                yield prefix, key, size, moment
+
+    def delete(self, keys: list[str]) -> dict[str, str]:
+        self.keys = [key for key in self.keys if key not in keys]
+        return {}
 
     def objects(self, prefix: str) -> Iterator[tuple[str, int]]:
         yield from ((key, 7) for key in sorted(self.keys) if key.startswith(prefix))
 
     def uploads(self, prefix: str) -> list:
         return []
+
+
+CHECKPOINTS = """
+[[rules]]
+name = "checkpoints"
+action = "delete-artifacts"
+older_than_days = 90
+artifacts = ["checkpoints/*"]
+"""
+
+
+@pytest.mark.parametrize("taken_up", [False, True])
+def test_checkpoints_go_but_not_young_ones_nor_those_of_a_run_that_goes_on(
+    connection: Connection, taken_up: bool
+) -> None:
+    run = Run(1, "FINISHED", True, True, "", None, False, None)
+    store(connection, World([run]))
+    rules = policy.parse(CHECKPOINTS, 90)
+    done = cleanup.run(connection, rules, scheduled=False, now=datetime.now(UTC))
+    assert done["done"] == {"artifacts": 1}
+    again = cleanup.run(connection, rules, scheduled=False, now=datetime.now(UTC))
+    assert again["state"] == "nothing to do"  # noted once
+    root = f"artifacts/1/{run.id}/artifacts"
+    old, young, model = f"{root}/checkpoints/1", f"{root}/checkpoints/2", f"{root}/model.bin"
+    bucket = Listed([old, young, model], (young,))
+    if taken_up:
+        with connection, connection.cursor() as cursor:
+            cursor.execute("UPDATE runs SET status = 'RUNNING'")
+    with connection, connection.cursor() as cursor:
+        cursor.execute("UPDATE stackops.batch_items SET done = done - interval '2 hours'")
+    plan.make(connection, rules)
+    swept = sweep.doomed_artifacts(connection, bucket, rules.rules[0], int(time.time() * 1000) - HOUR_MS)
+    assert swept.problems == set()
+    assert bucket.keys == ([old, young, model] if taken_up else [young, model])
+
+
+def test_a_doomed_prefix_whose_record_is_there_again_is_kept(connection: Connection) -> None:
+    run = Run(1, "FINISHED", True, True, "", None, False, None)
+    store(connection, World([run]))
+    key, other = f"artifacts/1/{run.id}/artifacts/a", f"artifacts/1/{'e' * 32}/artifacts/a"
+    with connection, connection.cursor() as cursor:
+        for name in (key, other):
+            place = of_key(name)
+            cursor.execute(
+                "INSERT INTO stackops.doomed_objects VALUES (%s, 'run', %s)", (place.prefix, place.id)
+            )
+    bucket = Listed([key, other])
+    swept = sweep.doomed_prefixes(connection, bucket)
+    assert bucket.keys == [key]
+    assert swept.problems == {f"{of_key(key).prefix}: kept, its record is there again"}
+
+
+def test_an_experiment_with_the_tag_keeps_its_models_and_itself(connection: Connection) -> None:
+    store(connection, World([], [Model(1, None, tagged=False)]))
+    with connection, connection.cursor() as cursor:
+        cursor.execute("UPDATE experiments SET lifecycle_stage = 'deleted', last_update_time = 1")
+        cursor.execute("INSERT INTO experiment_tags VALUES ('keep', '', 1)")
+    work = purge.Purge(connection, policy.default(90), "mlflow", NOW_MS)
+    work.run()
+    assert ids(connection, "SELECT model_id FROM logged_models") == {"m-0001"}
+    with connection, connection.cursor() as cursor:
+        cursor.execute("DELETE FROM experiment_tags")
+    purge.Purge(connection, policy.default(90), "mlflow", NOW_MS).run()
+    assert ids(connection, "SELECT experiment_id FROM experiments WHERE experiment_id = 1") == set()
 
 
 def test_an_orphan_is_doomed_only_when_two_inventories_apart_have_seen_it(connection: Connection) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stackops.storage import Bucket
+
+WRITTEN = datetime(2026, 11, 21, tzinfo=UTC)
 
 
 class FakeS3:
@@ -20,7 +23,7 @@ class FakeS3:
     def list_objects_v2(self, Bucket: str, StartAfter: str, MaxKeys: int) -> dict[str, Any]:
         self.calls += 1
         found = [key for key in self.keys if key > StartAfter]
-        page = [{"Key": key, "Size": len(key)} for key in found[:MaxKeys]]
+        page = [{"Key": key, "Size": len(key), "LastModified": WRITTEN} for key in found[:MaxKeys]]
         return {"Contents": page, "IsTruncated": len(found) > MaxKeys}
 
 
@@ -36,7 +39,10 @@ def test_prefixes_listed_together_give_what_each_gives_alone(keys: set[str], own
     s3 = FakeS3(list(keys))
     found = list(Bucket(s3, "bucket").below(prefixes))
     expected = [
-        (prefix, key, len(key)) for prefix in prefixes for key in sorted(keys) if key.startswith(prefix)
+        (prefix, key, len(key), WRITTEN)
+        for prefix in prefixes
+        for key in sorted(keys)
+        if key.startswith(prefix)
     ]
     assert sorted(found) == sorted(expected)
     assert s3.calls <= len(prefixes) + 1

@@ -45,9 +45,10 @@ class Bucket:
                 for found in page.get("Contents", ()):
                     yield found["Key"], found["Size"]
 
-    def below(self, prefixes: Sequence[str]) -> Iterator[tuple[str, str, int]]:
-        """Yield (prefix, key, bytes) of every object below some prefixes (in order, none within another).
+    def below(self, prefixes: Sequence[str]) -> Iterator[tuple[str, str, int, datetime]]:
+        """Yield (prefix, key, bytes, last written) of every object below some prefixes.
 
+        The prefixes are in order, and none is within another.
         A call lists up to PAGE keys from the next prefix on, whatever lies between: where
         the prefixes are neighbours that is one call for hundreds of them. Where they are
         not the pages become small, so that it is never much more than a call for each.
@@ -68,7 +69,7 @@ class Bucket:
                     number += 1
                 if number < len(prefixes) and after.startswith(prefixes[number]):
                     useful += 1
-                    yield prefixes[number], after, found["Size"]
+                    yield prefixes[number], after, found["Size"], found["LastModified"]
             if not page["IsTruncated"]:
                 return
             size = min(PAGE, size * 4) if useful * 4 > size else max(SMALL_PAGE, size // 4)

@@ -33,13 +33,18 @@ UNION SELECT reason, 'model', found[1] FROM named, regexp_matches(uri, %(model_o
 """
 
 _STEPS = """
-DROP TABLE IF EXISTS kept_runs, kept_models, kept_traces;
+DROP TABLE IF EXISTS kept_runs, kept_models, kept_traces, kept_experiments;
+CREATE TEMP TABLE kept_experiments AS
+    SELECT experiment_id, 'tag ' || min(key) || ' of the experiment' AS reason
+    FROM experiment_tags WHERE key = ANY(%(tags)s) GROUP BY experiment_id;
 CREATE TEMP TABLE kept_runs (id text PRIMARY KEY, reason text NOT NULL);
 CREATE TEMP TABLE kept_models (id text PRIMARY KEY, reason text NOT NULL);
 CREATE TEMP TABLE kept_traces (id text PRIMARY KEY, reason text NOT NULL);
 
 INSERT INTO kept_models SELECT id, min(reason) FROM model_references
     WHERE kind = 'model' GROUP BY id ON CONFLICT DO NOTHING;
+INSERT INTO kept_models SELECT model_id, reason FROM logged_models JOIN kept_experiments USING (experiment_id)
+    ON CONFLICT DO NOTHING;
 INSERT INTO kept_models SELECT model_id, 'tag ' || min(tag_key) FROM logged_model_tags
     WHERE tag_key = ANY(%(tags)s) GROUP BY model_id ON CONFLICT DO NOTHING;
 INSERT INTO kept_models SELECT link.destination_id, 'used by run ' || min(link.source_id)
@@ -57,9 +62,8 @@ INSERT INTO kept_runs SELECT model.source_run_id, min('its model: ' || kept_mode
     WHERE model.source_run_id <> '' GROUP BY model.source_run_id ON CONFLICT DO NOTHING;
 INSERT INTO kept_runs SELECT run_uuid, 'tag ' || min(key) FROM tags
     WHERE key = ANY(%(tags)s) GROUP BY run_uuid ON CONFLICT DO NOTHING;
-INSERT INTO kept_runs SELECT run_uuid, 'tag ' || min(key) || ' of the experiment'
-    FROM runs JOIN experiment_tags USING (experiment_id)
-    WHERE key = ANY(%(tags)s) GROUP BY run_uuid ON CONFLICT DO NOTHING;
+INSERT INTO kept_runs SELECT run_uuid, reason FROM runs JOIN kept_experiments USING (experiment_id)
+    ON CONFLICT DO NOTHING;
 INSERT INTO kept_runs SELECT destination_id, 'traces are linked to it' FROM entity_associations
     WHERE destination_type = 'run' ON CONFLICT DO NOTHING;
 INSERT INTO kept_runs SELECT DISTINCT run_id, 'assessments come from it' FROM assessments
@@ -88,9 +92,8 @@ INSERT INTO kept_models SELECT model_id, 'its run: ' || kept_runs.reason FROM ke
 
 INSERT INTO kept_traces SELECT request_id, 'tag ' || min(key) FROM trace_tags
     WHERE key = ANY(%(tags)s) GROUP BY request_id ON CONFLICT DO NOTHING;
-INSERT INTO kept_traces SELECT request_id, 'tag ' || min(key) || ' of the experiment'
-    FROM trace_info JOIN experiment_tags USING (experiment_id)
-    WHERE key = ANY(%(tags)s) GROUP BY request_id ON CONFLICT DO NOTHING;
+INSERT INTO kept_traces SELECT request_id, reason FROM trace_info JOIN kept_experiments USING (experiment_id)
+    ON CONFLICT DO NOTHING;
 INSERT INTO kept_traces SELECT DISTINCT source_id, 'in an evaluation dataset' FROM evaluation_dataset_records
     WHERE source_type = 'TRACE' AND source_id <> '' ON CONFLICT DO NOTHING;
 INSERT INTO kept_traces SELECT link.source_id, 'linked to run ' || min(link.destination_id)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from stackops.objects import PREFIX
 
 _SHAPES = (
-    ("run", re.compile(r"(?P<experiment>[0-9]+)/(?P<id>[0-9a-zA-Z_-]+)/artifacts/")),
-    ("model", re.compile(r"(?P<experiment>[0-9]+)/models/(?P<id>m-[0-9a-zA-Z]+)/")),
-    ("trace", re.compile(r"(?P<experiment>[0-9]+)/traces/(?P<id>tr-[0-9a-zA-Z]+)/")),
+    ("run", re.compile(r"(?P<experiment>[0-9]{1,9})/(?P<id>[0-9a-zA-Z_-]+)/artifacts/")),
+    ("model", re.compile(r"(?P<experiment>[0-9]{1,9})/models/(?P<id>m-[0-9a-zA-Z]+)/")),
+    ("trace", re.compile(r"(?P<experiment>[0-9]{1,9})/traces/(?P<id>tr-[0-9a-zA-Z]+)/")),
 )
 
 

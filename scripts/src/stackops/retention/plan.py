@@ -63,6 +63,10 @@ def make(connection: Connection, policy: Policy) -> Plan:
             "  JOIN stackops.usage ON usage.kind = 'model' AND usage.id = model_id GROUP BY 1"
             " ) AS models ON models.source_run_id = decided.id"
             " WHERE doomed AND kept_runs.id IS NULL AND kept_traces.id IS NULL"
+            # What cannot be deleted at once is noted once.
+            " AND NOT EXISTS (SELECT FROM stackops.batch_items AS noted WHERE noted.id = decided.id"
+            "  AND noted.rule = decided.rule AND noted.kind IN ('trace', 'artifacts')"
+            "  AND noted.state IN ('done', 'purged'))"
             " ORDER BY decided.kind, decided.id"
         )
         actions = {rule.name: KINDS[rule.action] for rule in policy.rules if rule.action in KINDS}

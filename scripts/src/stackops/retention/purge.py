@@ -18,7 +18,7 @@ import psycopg2
 from psycopg2.extensions import connection as Connection  # noqa: N812
 from psycopg2.extras import execute_values
 
-from stackops.retention import keep, tables
+from stackops.retention import plan, tables
 from stackops.retention.places import Place, of_location
 from stackops.retention.policy import Policy
 
@@ -71,6 +71,7 @@ TRACES = Kind(
     " AND key = 'mlflow.artifactLocation')",
     "(EXISTS (SELECT FROM stackops.batch_items AS item WHERE item.kind = 'trace' AND item.id = request_id"
     "   AND item.state = 'done' AND item.done < to_timestamp(%(before)s / 1000.0))"
+    "   AND EXISTS (SELECT FROM decided WHERE decided.kind = 'trace' AND decided.id = request_id AND doomed)"
     "  OR EXISTS (SELECT FROM experiments WHERE experiments.experiment_id = trace_info.experiment_id"
     "   AND experiments.lifecycle_stage = 'deleted' AND experiments.last_update_time < %(before)s))"
     " AND NOT EXISTS (SELECT FROM kept_traces WHERE kept_traces.id = request_id)",
@@ -81,6 +82,8 @@ EXPERIMENTS = Kind(
     "experiment_id",
     "artifact_location",
     "lifecycle_stage = 'deleted' AND last_update_time < %(before)s AND experiment_id <> 0"
+    " AND NOT EXISTS (SELECT FROM kept_experiments AS kept"
+    "  WHERE kept.experiment_id = experiments.experiment_id)"
     " AND NOT EXISTS (SELECT FROM runs WHERE runs.experiment_id = experiments.experiment_id)"
     " AND NOT EXISTS (SELECT FROM logged_models AS model"
     "  WHERE model.experiment_id = experiments.experiment_id)"
@@ -89,7 +92,7 @@ EXPERIMENTS = Kind(
 
 
 def due(connection: Connection, kind: Kind, before_ms: int) -> list[Any]:
-    """Return the ids of a kind that are due, by the tables of keep.find."""
+    """Return the ids of a kind that are due, by the tables of plan.make."""
     with connection, connection.cursor() as cursor:
         cursor.execute(
             f"SELECT {kind.column} FROM {kind.table} WHERE {kind.due} ORDER BY 1", {"before": before_ms}
@@ -99,7 +102,7 @@ def due(connection: Connection, kind: Kind, before_ms: int) -> list[Any]:
 
 def preview(connection: Connection, policy: Policy, before_ms: int) -> dict[str, int]:
     """Return how many of each kind a purge would delete now, and the bytes as of the last inventory."""
-    keep.find(connection, policy.keep_tags)
+    plan.make(connection, policy)
     found: dict[str, int] = {"bytes": 0}
     for kind in (RUNS, MODELS, TRACES):
         ids = due(connection, kind, before_ms)
@@ -136,7 +139,7 @@ class Purge:
         """Find out what must stay, after the state of the registry that this belongs to."""
         with self._connection, self._connection.cursor() as cursor:
             self._registry = _registry_state(cursor)
-        keep.find(self._connection, self._policy.keep_tags)
+        plan.make(self._connection, self._policy)
 
     def _delete_all(self, kind: Kind, waiting: list[Any]) -> None:
         """Delete records a chunk at a time. One that cannot be deleted is a problem, not the end."""
@@ -207,7 +210,8 @@ class Purge:
             )
             texts = [str(name) for name in good]
             cursor.execute(
-                "UPDATE stackops.batch_items SET state = 'purged' WHERE kind = %s AND id = ANY(%s)",
+                "UPDATE stackops.batch_items SET state = 'purged'"
+                " WHERE kind = %s AND id = ANY(%s) AND state = 'done'",
                 (kind.name, texts),
             )
             cursor.execute("DELETE FROM stackops.known_runs WHERE run_id = ANY(%s)", (texts,))

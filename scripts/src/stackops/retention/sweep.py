@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from psycopg2.extensions import connection as Connection  # noqa: N812
 
@@ -41,8 +42,14 @@ def doomed_prefixes(connection: Connection, bucket: Bucket) -> Swept:
             "UPDATE stackops.doomed_objects AS doomed SET error = reference.reason || ' refers to it'"
             " FROM model_references AS reference WHERE doomed.id = reference.id"
         )
-        cursor.execute("SELECT prefix FROM stackops.doomed_objects WHERE error IS NOT NULL ORDER BY 1")
-        swept.problems = {f"{prefix}: kept, it is referred to" for (prefix,) in cursor}
+        cursor.execute(
+            "UPDATE stackops.doomed_objects AS doomed SET error = 'its record is there again'"
+            " WHERE kind = 'run' AND EXISTS (SELECT FROM runs WHERE run_uuid = doomed.id)"
+            " OR kind = 'model' AND EXISTS (SELECT FROM logged_models WHERE model_id = doomed.id)"
+            " OR kind = 'trace' AND EXISTS (SELECT FROM trace_info WHERE request_id = doomed.id)"
+        )
+        cursor.execute("SELECT prefix, error FROM stackops.doomed_objects WHERE error IS NOT NULL ORDER BY 1")
+        swept.problems = {f"{prefix}: kept, {error}" for prefix, error in cursor}
         cursor.execute("SELECT prefix FROM stackops.doomed_objects WHERE error IS NULL ORDER BY 1")
         prefixes = [prefix for (prefix,) in cursor]
 
@@ -55,12 +62,18 @@ def doomed_prefixes(connection: Connection, bucket: Bucket) -> Swept:
 
 
 def doomed_artifacts(connection: Connection, bucket: Bucket, rule: Rule, before_ms: int) -> Swept:
-    """Delete the artifacts that a rule names, of the runs that a batch has doomed long enough ago."""
+    """Delete the artifacts that a rule names, of the runs that a batch has doomed long enough ago.
+
+    Only of those that the rule still dooms (call plan.make before), and only objects that were
+    there then: a run may have been taken up again.
+    """
     swept = Swept()
     with connection, connection.cursor() as cursor:
         cursor.execute(
             "SELECT item.id, runs.artifact_uri FROM stackops.batch_items AS item"
-            " JOIN runs ON runs.run_uuid = item.id"
+            " JOIN runs ON runs.run_uuid = item.id AND runs.status <> 'RUNNING'"
+            " JOIN decided ON decided.kind = 'run' AND decided.id = item.id"
+            "  AND decided.rule = item.rule AND decided.doomed"
             " WHERE item.kind = 'artifacts' AND item.rule = %s AND item.state = 'done'"
             " AND item.done < to_timestamp(%s / 1000.0)"
             " AND NOT EXISTS (SELECT FROM kept_runs WHERE kept_runs.id = item.id)",
@@ -74,10 +87,14 @@ def doomed_artifacts(connection: Connection, bucket: Bucket, rule: Rule, before_
             else:
                 swept.problems.add(f"run {run_id}: its artifacts are at {uri}")
 
-    def named(key: str, size: int, prefix: str) -> bool:
+    before = datetime.fromtimestamp(before_ms / 1000, UTC)
+
+    def named(key: str, size: int, modified: datetime, prefix: str) -> bool:
         path = key.removeprefix(prefix)
-        return (not rule.artifacts or any(matches(pattern, path) for pattern in rule.artifacts)) and (
-            rule.larger_than is None or size > rule.larger_than
+        return (
+            modified < before
+            and (not rule.artifacts or any(matches(pattern, path) for pattern in rule.artifacts))
+            and (rule.larger_than is None or size > rule.larger_than)
         )
 
     def emptied(done: list[str]) -> None:
@@ -95,7 +112,7 @@ def doomed_artifacts(connection: Connection, bucket: Bucket, rule: Rule, before_
 def _empty(
     bucket: Bucket,
     prefixes: list[str],
-    named: Callable[[str, int, str], bool],
+    named: Callable[[str, int, datetime, str], bool],
     swept: Swept,
     emptied: Callable[[list[str]], None],
 ) -> None:
@@ -109,8 +126,8 @@ def _empty(
             deleting = []
             waiting: list[str] = []
             try:
-                for prefix, key, size in bucket.below(group):
-                    if named(key, size, prefix):
+                for prefix, key, size, modified in bucket.below(group):
+                    if named(key, size, modified, prefix):
                         sizes[key] = size
                         waiting.append(key)
                     if len(waiting) >= DELETED_AT_ONCE:

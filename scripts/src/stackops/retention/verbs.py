@@ -150,6 +150,7 @@ def _purge(settings: Settings, connection: Connection, rules: Policy) -> dict[st
             bucket.abort(upload)
             purged.counts["unfinished upload"] += 1
     swept = [sweep.doomed_prefixes(connection, bucket)]
+    plan.make(connection, rules)  # as it is now
     swept += [
         sweep.doomed_artifacts(connection, bucket, rule, before_ms)
         for rule in rules.rules
