@@ -328,6 +328,7 @@ def test_undo_brings_everything_back_as_it_was(connection: Connection, world: Wo
     if done["batch"]:
         cleanup.undo(connection, done["batch"])
     assert rows_of(connection, {run.id for run in world.runs}) == before
+    assert plan.make(connection, policy.default(90)).of("run") == []  # what came back stays
 
 
 @ON_DATABASE
@@ -435,6 +436,43 @@ class Listed:
 
     def uploads(self, prefix: str) -> list:
         return []
+
+
+NEWLY_KEPT = [
+    "INSERT INTO tags VALUES ('keep', '', '{run}')",
+    "INSERT INTO logged_model_tags VALUES ('m-0001', 1, 'keep', '')",
+    "INSERT INTO inputs (input_uuid, source_type, source_id, destination_type, destination_id)"
+    " VALUES ('i', 'RUN_INPUT', '{active}', 'MODEL_INPUT', 'm-0001')",
+    "INSERT INTO entity_associations (association_id, source_type, source_id, destination_type,"
+    " destination_id, created_time) VALUES ('a', 'trace', 'tr-1', 'run', '{run}', 1)",
+]
+
+
+@pytest.mark.parametrize("statement", NEWLY_KEPT, ids=["tag", "model's tag", "input", "trace"])
+def test_what_is_tagged_or_linked_while_rows_go_stays(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch, statement: str
+) -> None:
+    doomed = Run(0, "FINISHED", True, True, "long ago", None, False, 1.0)
+    other = Run(1, "FINISHED", True, True, "long ago", None, False, 1.0)
+    active = Run(2, "RUNNING", True, True, "", None, False, 1.0)
+    store(connection, World([doomed, other, active], [Model(0, None, False), Model(1, 0, False)]))
+    original = purge.due
+    done = []
+
+    def due(*arguments: object) -> list:
+        found = original(*arguments)
+        if arguments[1] is purge.RUNS and not done:
+            done.append(True)
+            with connection, connection.cursor() as cursor:
+                cursor.execute(statement.format(run=doomed.id, active=active.id))
+        return found
+
+    monkeypatch.setattr(purge, "due", due)
+    work = purge.Purge(connection, policy.default(90), "mlflow", NOW_MS)
+    work.run()
+    assert work.problems == set()
+    assert ids(connection, "SELECT run_uuid FROM runs") == {doomed.id, active.id}
+    assert ids(connection, "SELECT model_id FROM logged_models") == {"m-0000", "m-0001"}
 
 
 CHECKPOINTS = """

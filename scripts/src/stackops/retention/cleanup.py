@@ -104,6 +104,11 @@ def undo(connection: Connection, name: str) -> dict[str, Any]:
             back += cursor.fetchall()
             back += [(item.kind, item.id) for item in chunk if item.kind in {"trace", "artifacts"}]
             _mark(cursor, name, back, UNDONE)
+            # Or the next batch would delete them again.
+            cursor.execute(
+                "UPDATE stackops.known_runs SET since = now() WHERE run_id = ANY(%s)",
+                ([id_ for kind, id_ in back if kind == "run"],),
+            )
         undone.update(kind for kind, _ in back)
     journal.set_state(connection, name, UNDONE)
     return {"batch": name, "state": UNDONE, "undone": dict(undone)}

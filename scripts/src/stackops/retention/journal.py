@@ -210,3 +210,5 @@ def set_state(connection: Connection, name: str, state: str) -> None:
             " WHERE batch = %s",
             (state, state, name),
         )
+        if state == REPLACED:  # nobody asks for its items again
+            cursor.execute("DELETE FROM stackops.batch_items WHERE batch = %s", (name,))

@@ -105,6 +105,36 @@ ANALYZE kept_runs, kept_models, kept_traces;
 """
 
 
+_OF_MODELS = """
+    SELECT FROM logged_models AS model JOIN logged_model_tags AS tag USING (model_id)
+        WHERE {owned} AND tag_key = ANY(%(tags)s)
+    UNION ALL SELECT FROM logged_models AS model
+        JOIN inputs AS link ON link.destination_type = 'MODEL_INPUT' AND link.destination_id = model.model_id
+        JOIN runs ON runs.run_uuid = link.source_id AND runs.lifecycle_stage = 'active'
+        WHERE {owned} AND link.source_type = 'RUN_INPUT'
+            AND model.source_run_id IS DISTINCT FROM link.source_id
+"""
+
+NEW_REASONS = {
+    "runs": """
+    SELECT FROM tags WHERE run_uuid = ANY(%(ids)s) AND key = ANY(%(tags)s)
+    UNION ALL SELECT FROM entity_associations WHERE destination_type = 'run' AND destination_id = ANY(%(ids)s)
+    UNION ALL SELECT FROM assessments WHERE run_id = ANY(%(ids)s)
+    UNION ALL SELECT FROM issues WHERE source_run_id = ANY(%(ids)s)
+    UNION ALL """
+    + _OF_MODELS.format(owned="model.source_run_id = ANY(%(ids)s)"),
+    "logged_models": _OF_MODELS.format(owned="model.model_id = ANY(%(ids)s)"),
+    "trace_info": """
+    SELECT FROM trace_tags WHERE request_id = ANY(%(ids)s) AND key = ANY(%(tags)s)
+    UNION ALL SELECT FROM evaluation_dataset_records WHERE source_type = 'TRACE' AND source_id = ANY(%(ids)s)
+    UNION ALL SELECT FROM entity_associations AS link
+        JOIN runs ON runs.run_uuid = link.destination_id AND runs.lifecycle_stage = 'active'
+        WHERE link.source_type = 'trace' AND link.source_id = ANY(%(ids)s) AND link.destination_type = 'run'
+    """,
+}
+"""Queries that have a row if something has come to keep one of some records since `find`."""
+
+
 def find(connection: Connection, keep_tags: Iterable[str]) -> None:
     """Fill kept_runs, kept_models and kept_traces: the id of what must stay, and the reason.
 

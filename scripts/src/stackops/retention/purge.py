@@ -18,7 +18,7 @@ import psycopg2
 from psycopg2.extensions import connection as Connection  # noqa: N812
 from psycopg2.extras import execute_values
 
-from stackops.retention import plan, tables
+from stackops.retention import keep, plan, tables
 from stackops.retention.places import Place, of_location
 from stackops.retention.policy import Policy
 
@@ -29,8 +29,8 @@ ATTEMPTS = 20
 PAUSE_SECONDS = 0.2
 
 
-class RegistryChangedError(Exception):
-    """A model version was registered or changed since it was found out what must stay."""
+class KeptChangedError(Exception):
+    """Something was registered, tagged or linked since it was found out what must stay."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class Purge:
             started = time.monotonic()
             try:
                 self._delete(kind, chunk)
-            except RegistryChangedError:
+            except KeptChangedError:
                 failures += 1
                 self._find_kept()
                 still = set(due(self._connection, kind, self._before_ms))
@@ -183,6 +183,11 @@ class Purge:
                 {"ids": list(ids), "before": self._before_ms},
             )
             places, good = self._places(kind, cursor.fetchall())
+            if kind.table in keep.NEW_REASONS:
+                values = {"ids": good, "tags": list(self._policy.keep_tags)}
+                cursor.execute(f"SELECT EXISTS ({keep.NEW_REASONS[kind.table]})", values)
+                if cursor.fetchone()[0]:
+                    raise KeptChangedError
             work = [(tables.deletions(self._keys, kind.table, kind.column), good)]
             models: list[str] = []
             if kind is RUNS:
@@ -200,7 +205,7 @@ class Purge:
                     cursor.execute(statement, {"ids": names})
             cursor.execute("LOCK TABLE model_versions IN SHARE MODE")
             if _registry_state(cursor) != self._registry:
-                raise RegistryChangedError
+                raise KeptChangedError
             for statements, names in work:
                 cursor.execute(statements[-1], {"ids": names})
             execute_values(
