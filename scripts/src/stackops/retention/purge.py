@@ -131,6 +131,7 @@ class Purge:
 
     def run(self) -> None:
         """Delete the rows of all that is due and write where its objects are into the journal."""
+        tables.index_cascades(self._connection)
         for kind in (RUNS, MODELS, TRACES, EXPERIMENTS):
             self._find_kept()
             self._delete_all(kind, due(self._connection, kind, self._before_ms))
