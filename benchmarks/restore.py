@@ -13,19 +13,13 @@ plain  pg_restore (two jobs) of a custom-format dump into an empty database, and
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
-import sys
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
-
-from kit.stack import Stack, free_port, poll  # noqa: E402
+from common import parser, spread, throwaway
+from kit.stack import Stack, poll
 
 OPS = ("run", "--rm", "--no-deps", "-T")
 BUCKET = "store:mlflow/artifacts/bench"
@@ -91,17 +85,12 @@ def plain(stack: Stack) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--points", type=int, default=1_000_000)
-    parser.add_argument("--objects", type=int, default=10_000)
-    arguments = parser.parse_args()
-    settings = Path(tempfile.mkdtemp()) / "env"
-    settings.write_text("")
-    stack = Stack("bench-restore", free_port(), settings, "latest")
-    try:
-        stack.verb("up", "--yes", timeout=1800)
-        poll(lambda: json.loads(stack.verb("backup", "list", "--json").stdout), seconds=120, what="a set")
+    arguments_of = parser(__doc__)
+    arguments_of.add_argument("--points", type=int, default=1_000_000)
+    arguments_of.add_argument("--objects", type=int, default=10_000)
+    arguments = arguments_of.parse_args()
+    with throwaway("restore") as stack:
+        poll(stack.sets, seconds=120, what="a set")
         stack.compose("stop", "nginx", "mlflow", "cron")
         fill(stack, arguments.points, arguments.objects)
         made = json.loads(stack.verb("backup", "run", "--full", "--json").stdout)
@@ -111,12 +100,11 @@ def main() -> None:
             stack.compose("exec", "-T", "postgres", "sh", "-c", dump, timeout=3600)
             rounds["plain"].append(plain(stack))
             rounds["ours"].append(ours(stack, made["set"]))
+            print({name: round(spent[-1], 1) for name, spent in rounds.items()}, flush=True)
         for name, spent in rounds.items():
-            print(f"{name:<6} median {statistics.median(spent):.1f} s [{min(spent):.1f}-{max(spent):.1f}]")
+            print(spread(name, spent, "s"))
         ratio = statistics.median(rounds["plain"]) / statistics.median(rounds["ours"])
         print(f"plain / ours {ratio:.2f}; {made}")
-    finally:
-        stack.compose("down", "--volumes", check=False)
 
 
 if __name__ == "__main__":

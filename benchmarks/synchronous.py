@@ -8,20 +8,13 @@ two measurements. The client is MLflow's own, through nginx.
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import sys
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+from mlflow import MlflowClient
 
-from mlflow import MlflowClient  # noqa: E402
-
-from kit.stack import Stack, free_port  # noqa: E402
+from common import parser, throwaway
 
 CLIENTS = 8
 
@@ -49,30 +42,22 @@ def measure(calls: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--calls", type=int, default=200)
-    arguments = parser.parse_args()
-    settings = Path(tempfile.mkdtemp()) / "env"
-    settings.write_text("")
-    stack = Stack("bench-synchronous", free_port(), settings, "latest")
+    arguments_of = parser(__doc__)
+    arguments_of.add_argument("--calls", type=int, default=200)
+    arguments = arguments_of.parse_args()
     found: dict[str, list[tuple[float, float]]] = {"off": [], "on": []}
-    try:
-        stack.verb("up", "--yes", timeout=1800)
-        with stack.logged_in():
-            for number in range(arguments.rounds):
-                for setting in ("off", "on") if number % 2 else ("on", "off"):
-                    stack.extra["BACKUP_SYNCHRONOUS"] = setting
-                    stack.compose("up", "--detach", "--wait", "--no-build")
-                    stack.wait_ready()
-                    found[setting].append(measure(arguments.calls))
-                    print(setting, found[setting][-1], flush=True)
-        for what, index in (("ms per call, one client", 0), (f"calls/s, {CLIENTS} clients", 1)):
-            medians = {name: statistics.median(pair[index] for pair in found[name]) for name in found}
-            ratio = medians["on"] / medians["off"]
-            print(f"{what}: off {medians['off']:.1f}, on {medians['on']:.1f}, on / off {ratio:.2f}")
-    finally:
-        stack.compose("down", "--volumes", check=False)
+    with throwaway("synchronous") as stack, stack.logged_in():
+        for number in range(arguments.rounds):
+            for setting in ("off", "on") if number % 2 else ("on", "off"):
+                stack.extra["BACKUP_SYNCHRONOUS"] = setting
+                stack.compose("up", "--detach", "--wait", "--no-build")
+                stack.wait_ready()
+                found[setting].append(measure(arguments.calls))
+                print(setting, found[setting][-1], flush=True)
+    for what, index in (("ms per call, one client", 0), (f"calls/s, {CLIENTS} clients", 1)):
+        medians = {name: statistics.median(pair[index] for pair in found[name]) for name in found}
+        ratio = medians["on"] / medians["off"]
+        print(f"{what}: off {medians['off']:.1f}, on {medians['on']:.1f}, on / off {ratio:.2f}")
 
 
 if __name__ == "__main__":

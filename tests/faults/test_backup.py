@@ -22,15 +22,8 @@ SECONDS_LOST_AT_MOST = 5
 def protected(stack: Stack, make_stack: Callable[..., Stack]) -> Iterator[Stack]:
     """A stack of its own with a first backup set, and MLflow's client logged in to it."""
     protected = make_stack("backup")
-    protected.verb("up", "--yes")
-    poll(lambda: sets(protected), seconds=120, what="the first set is made by itself")
-    with protected.logged_in():
+    with protected.protected("--yes"):
         yield protected
-    protected.compose("down", "--volumes")
-
-
-def sets(stack: Stack) -> list[dict]:
-    return json.loads(stack.verb("backup", "list", "--json").stdout)
 
 
 def state(stack: Stack, part: str) -> dict:
@@ -102,7 +95,7 @@ def test_a_lost_database_volume_comes_back(
         assert lost_seconds(writer) <= allowed
         # It goes on being protected: a new set appears by itself, on the new timeline.
         poll(
-            lambda: sets(protected)[-1]["label"] == "after a restore",
+            lambda: protected.sets()[-1]["label"] == "after a restore",
             seconds=120,
             what="a set after the restore",
         )
@@ -261,7 +254,7 @@ def test_a_damaged_set_is_named_and_refused_before_anything_is_touched(protected
     refuses(f"object {key}: other bytes")
     # It is not the bucket's fault: the copy is fetched again.
     poll(
-        lambda: inside(f"test -e '{path}' && echo there || true"),
+        lambda: inside(f"if test -e '{path}'; then echo there; fi"),
         seconds=60,
         what="the object is there again",
     )

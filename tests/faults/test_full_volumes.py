@@ -44,15 +44,8 @@ def small(
     overlay.write_text(OVERLAY)
     small = make_stack("volumes", COMPOSE_FILE=f"docker-compose.yml:{overlay}", POSTGRES_WAL_KEEP="48m")
     small.image_tag = stack.image_tag
-    small.verb("up", "--no-build")
-    poll(lambda: sets(small), seconds=120, what="the first set is made by itself")
-    with small.logged_in():
+    with small.protected("--no-build"):
         yield small
-    small.compose("down", "--volumes")
-
-
-def sets(stack: Stack) -> list[dict]:
-    return json.loads(stack.verb("backup", "list", "--json").stdout)
 
 
 def in_keeper(stack: Stack, script: str) -> str:
@@ -108,8 +101,7 @@ def test_a_full_database_volume_is_named_retried_and_loses_nothing(small: Stack)
             assert "No space left on device" in answer.text
             assert "the disk is nearly full: postgres" in small.verb("status", check=False).stderr
         goes_on(writer)
-    assert writer.failed == []
-    assert set(writer.acknowledged) <= writer.stored()
+    writer.assert_nothing_lost()
     stored = set(mlflow.MlflowClient().get_run(run_id).data.params)
     for batch, answer in enumerate(answers):
         keys = {f"{batch}-{number}" for number in range(100)}
@@ -134,8 +126,7 @@ def test_a_database_without_room_for_its_log_starts_again_when_there_is_room(sma
             answer = small.post("/api/2.0/mlflow/runs/create", json={"experiment_id": "0"}, timeout=60)
             assert answer.status_code == 503
         goes_on(writer)
-    assert writer.failed == []
-    assert set(writer.acknowledged) <= writer.stored()
+    writer.assert_nothing_lost()
     small.wait_ready()
 
 
@@ -211,8 +202,7 @@ def test_a_full_backup_volume_disturbs_no_client_and_is_said(small: Stack) -> No
             seconds=90,
             what="the backup is well again",
         )
-    assert writer.failed == []
-    assert set(writer.acknowledged) <= writer.stored()
+    writer.assert_nothing_lost()
     made = json.loads(small.verb("backup", "run", "--json").stdout)
     small.verb("backup", "verify", made["set"])
     left_over = in_keeper(small, "find /backups/state -name '.*.json.*'")
@@ -221,7 +211,7 @@ def test_a_full_backup_volume_disturbs_no_client_and_is_said(small: Stack) -> No
 
 @pytest.mark.long
 def test_a_backup_that_was_away_for_too_long_makes_a_full_set_by_itself(small: Stack) -> None:
-    before = sets(small)
+    before = small.sets()
     container = small.container("backup")
 
     def slot() -> str:
@@ -242,7 +232,7 @@ def test_a_backup_that_was_away_for_too_long_makes_a_full_set_by_itself(small: S
             goes_on(writer)
         finally:
             docker("unpause", container)
-        added = poll(lambda: sets(small)[len(before) :], seconds=120, what="a new set is made by itself")
+        added = poll(lambda: small.sets()[len(before) :], seconds=120, what="a new set is made by itself")
     assert writer.failed == []
     assert added[0]["kind"] == "full"
     assert added[0]["label"] == "the log has a gap: the receiver was away for too long"

@@ -154,6 +154,21 @@ class Stack:
             )
         return done
 
+    def sets(self) -> list[dict[str, Any]]:
+        """The backup sets, oldest first."""
+        return json.loads(self.verb("backup", "list", "--json").stdout)
+
+    @contextmanager
+    def protected(self, *arguments: str) -> Iterator[None]:
+        """Start this stack (`arguments` go to `./stack up`), wait for its first set, log in; remove it."""
+        try:
+            self.verb("up", *arguments)
+            poll(self.sets, seconds=120, what="the first set is made by itself")
+            with self.logged_in():
+                yield
+        finally:
+            self.compose("down", "--volumes", check=False)
+
     def session(self) -> requests.Session:
         """Return a logged-in HTTP session."""
         session = requests.Session()

