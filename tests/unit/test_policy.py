@@ -180,6 +180,11 @@ TRACES = f"{NAME}action = 'delete-traces'\nolder_than_days = 1\n"
         (f"{KEEP}keep_last = 1", 4, "keep_last does not belong to keep"),
         (f"{TRACES}status = 'FINISHED'", 5, "status does not belong to delete-traces"),
         (f"{KILL}status = 'RUNNING'", 5, "status does not belong to mark-killed"),
+        (
+            f"{RUNS}status = ['FAILED', 'RUNNING']",
+            5,
+            "status has RUNNING: mark-killed comes before delete-runs",
+        ),
         (f"{KILL}older_than_days = 1", 5, "older_than_days does not belong to mark-killed"),
         (
             f"{TRACES}keep_best = {{metric='m', mode='min', count=1}}",
@@ -474,7 +479,8 @@ def rules(draw: st.DrawFn) -> Rule:
     else:
         values["older_than_days"] = draw(NUMBER)
     if action in ("keep", "delete-runs", "delete-artifacts"):
-        status = st.lists(st.sampled_from(policy.STATUSES), min_size=1, unique=True).map(tuple)
+        known = [name for name in policy.STATUSES if action == "keep" or name != "RUNNING"]
+        status = st.lists(st.sampled_from(known), min_size=1, unique=True).map(tuple)
         values["status"] = perhaps(status, () if action == "keep" else ("FINISHED",))
     if action == "delete-runs":
         values["keep_last"] = perhaps(NUMBER)

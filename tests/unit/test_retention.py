@@ -169,7 +169,7 @@ def _text(statement: object) -> str:
 
 
 def planned(runs: int, active: int) -> plan.Plan:
-    return plan.Plan([Item("run", str(number), 1, "default") for number in range(runs)], {}, active)
+    return plan.Plan([Item("run", str(number), 1, "default", "") for number in range(runs)], {}, active)
 
 
 @pytest.mark.parametrize(

@@ -275,6 +275,7 @@ ON_DATABASE = settings(
 @given(worlds())
 def test_what_is_protected_is_never_touched_and_all_else_goes(connection: Connection, world: World) -> None:
     store(connection, world)
+    journal.learn_runs(connection)
     runs, models = what_stays(world)
     rules = policy.default(90)
     keep.find(connection, rules.keep_tags)
@@ -292,7 +293,7 @@ def test_what_is_protected_is_never_touched_and_all_else_goes(connection: Connec
     by_hand = {run.id for run in world.runs if run.deleted}
     assert ids(connection, "SELECT run_uuid FROM runs WHERE lifecycle_stage = 'deleted'") == swept | by_hand
 
-    long_ago = {run.id for run in world.runs if run.deleted == "long ago"} - runs
+    long_ago = {run.id for run in world.runs if run.deleted == "long ago" and run.known} - runs
     _purge(connection, rules, NOW_MS - HOUR_MS)
     assert ids(connection, "SELECT run_uuid FROM runs") == there - long_ago
     _purge(connection, rules, int(time.time() * 1000) + HOUR_MS)
@@ -358,7 +359,7 @@ def test_the_newest_and_the_best_stay(
 def test_an_interrupted_batch_is_finished_by_the_next_run(connection: Connection) -> None:
     runs = [Run(number, "FINISHED", True, True, "", None, False, None) for number in range(3)]
     store(connection, World(runs))
-    items = [journal.Item("run", run.id, 1, "default") for run in runs]
+    items = [journal.Item("run", run.id, 1, "default", "") for run in runs]
     journal.write_batch(connection, "interrupted", journal.RUNNING, {"runs": 3}, items)
     done = cleanup.run(connection, policy.default(90), scheduled=True, now=datetime.now(UTC))
     assert done["state"] == "nothing to do"
@@ -551,12 +552,326 @@ def test_an_orphan_is_doomed_only_when_two_inventories_apart_have_seen_it(connec
         of_key(orphan).prefix,
         of_key(model).prefix,
     }
-    assert inventory.doom_orphans(connection, 5) == 0
+    assert inventory.doom_orphans(connection, "mlflow", 5, datetime.now(UTC)) == 0
     with connection, connection.cursor() as cursor:
         cursor.execute("UPDATE stackops.orphans SET first_seen = first_seen - interval '6 days'")
     inventory.take(connection, Listed([mine, orphan]))  # the model has gone meanwhile
-    assert inventory.doom_orphans(connection, 7) == 0
-    assert inventory.doom_orphans(connection, 5) == 1
+    assert inventory.doom_orphans(connection, "mlflow", 7, datetime.now(UTC)) == 0
+    assert inventory.doom_orphans(connection, "mlflow", 5, datetime.now(UTC)) == 1
     assert ids(connection, "SELECT prefix FROM stackops.doomed_objects") == {of_key(orphan).prefix}
     inventory.take(connection, Listed([mine, orphan]))
     assert inventory.orphans(connection) == []  # it is on its way
+
+
+# What is somewhere else than MLflow puts it.
+
+
+def test_files_of_an_experiment_at_an_unusual_place_are_no_orphans(connection: Connection) -> None:
+    """Its runs' keys look like files of a run `team`."""
+    store(connection, World([]))
+    with connection, connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO experiments (experiment_id, name, artifact_location, lifecycle_stage, workspace)"
+            " VALUES (9, 'odd', 'mlflow-artifacts:/2024/team/artifacts', 'active', 'default')"
+        )
+    key = f"artifacts/2024/team/artifacts/{'a' * 32}/artifacts/model.bin"
+    bucket = Listed([key])
+    assert of_key(key) is not None
+    inventory.take(connection, bucket)
+    assert inventory.orphans(connection) == []
+    with connection, connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO stackops.doomed_objects (prefix, kind, id) VALUES (%s, 'run', 'team')",
+            (of_key(key).prefix,),
+        )
+    swept = sweep.doomed_prefixes(connection, bucket)
+    assert swept.problems == {f"{of_key(key).prefix}: kept, another record has its artifacts there"}
+    assert bucket.keys == [key]
+    with connection, connection.cursor() as cursor:
+        cursor.execute("DELETE FROM experiments WHERE experiment_id = 9")
+
+
+def test_a_run_that_keeps_its_files_above_an_orphan_protects_it(connection: Connection) -> None:
+    run = Run(1, "FINISHED", True, True, "", None, False, None)
+    store(connection, World([run]))
+    with connection, connection.cursor() as cursor:
+        cursor.execute("UPDATE runs SET artifact_uri = 's3://mlflow/artifacts/2024'")
+    inventory.take(connection, Listed(["artifacts/2024/x/artifacts/a", "artifacts/2025/x/artifacts/a"]))
+    assert [entry["prefix"] for entry in inventory.orphans(connection)] == ["artifacts/2025/x/artifacts/"]
+
+
+# What was decided before a rule changed.
+
+
+def test_a_rule_that_changed_its_meaning_decides_anew(connection: Connection) -> None:
+    run = Run(1, "FINISHED", True, True, "", None, False, None)
+    store(connection, World([run]))
+    key = f"artifacts/1/{run.id}/artifacts/checkpoints/1"
+    bucket = Listed([key])
+
+    def purge_all(rules: policy.Policy) -> None:
+        plan.make(connection, rules)
+        sweep.doomed_artifacts(connection, bucket, rules.rules[0], int(time.time() * 1000) + HOUR_MS)
+
+    cleanup.run(
+        connection,
+        policy.parse(CHECKPOINTS.replace("checkpoints/", "logs/"), 90),
+        scheduled=False,
+        now=datetime.now(UTC),
+    )
+    changed = policy.parse(CHECKPOINTS, 90)
+    purge_all(changed)
+    assert bucket.keys == [key]
+    now = datetime(2030, 1, 1, tzinfo=UTC)
+    assert cleanup.run(connection, changed, scheduled=False, now=now)["done"] == {"artifacts": 1}
+    purge_all(changed)
+    assert bucket.keys == []
+
+
+def test_what_a_person_restores_stays_restored(connection: Connection) -> None:
+    run = Run(1, "FINISHED", True, True, "", None, False, None)
+    store(connection, World([run]))
+    rules = policy.default(90)
+    assert cleanup.run(connection, rules, scheduled=False, now=datetime.now(UTC))["done"] == {"run": 1}
+    with connection, connection.cursor() as cursor:
+        cursor.execute("UPDATE runs SET lifecycle_stage = 'active', deleted_time = NULL")
+    journal.learn_runs(connection)
+    again = cleanup.run(connection, rules, scheduled=False, now=datetime(2030, 1, 1, tzinfo=UTC))
+    assert again["state"] == "nothing to do"
+
+
+def test_a_batch_that_waits_is_replaced_even_by_nothing(connection: Connection) -> None:
+    run = Run(1, "FINISHED", True, True, "", None, False, None)
+    store(connection, World([run]))
+    rules = policy.default(90)
+    waiting = cleanup.run(connection, rules, scheduled=True, now=datetime.now(UTC))
+    assert waiting["state"] == journal.WAITING
+    assert journal.totals(connection)["waiting"]["batch"] == waiting["batch"]
+    with connection, connection.cursor() as cursor:
+        cursor.execute("INSERT INTO tags VALUES ('keep', '', %s)", (run.id,))
+    now = datetime(2030, 1, 1, tzinfo=UTC)
+    assert cleanup.run(connection, rules, scheduled=True, now=now)["state"] == "nothing to do"
+    assert journal.batch(connection, waiting["batch"]).state == journal.REPLACED
+    assert journal.totals(connection)["waiting"] is None
+
+
+# Links.
+
+
+def test_a_run_that_evaluated_a_registered_model_stays_with_its_metrics(connection: Connection) -> None:
+    trained = Run(0, "FINISHED", True, True, "", None, False, None)
+    evaluated = Run(1, "FINISHED", True, True, "", None, False, None)
+    parent_of_evaluation = Run(2, "FINISHED", True, True, "", None, False, None)
+    evaluated.parent = 2
+    world = World([trained, evaluated, parent_of_evaluation], [Model(0, 0, False)])
+    world.versions = [Version("models:/", 0, removed=False)]
+    store(connection, world)
+    with connection, connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO logged_model_metrics (model_id, metric_name, metric_timestamp_ms, metric_step,"
+            " metric_value, experiment_id, run_id) VALUES ('m-0000', 'f1', 1, 0, 1, 1, %s)",
+            (evaluated.id,),
+        )
+    assert plan.make(connection, policy.default(90)).items == []
+    found = plan.explain(connection, policy.default(90), evaluated.id)
+    assert found["kept_because"] == "its metrics of model m-0000"
+    assert plan.explain(connection, policy.default(90), "m-0000")["kept_because"].startswith(
+        "registered model"
+    )
+
+
+def test_a_model_that_another_run_made_its_output_stays(connection: Connection) -> None:
+    runs = [Run(number, "FINISHED", True, True, "", None, False, None) for number in range(2)]
+    runs[1].status = "FAILED"
+    store(connection, World(runs, [Model(0, 0, False)]))
+    with connection, connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO inputs (input_uuid, source_type, source_id, destination_type, destination_id)"
+            " VALUES ('i', 'RUN_OUTPUT', %s, 'MODEL_OUTPUT', 'm-0000')",
+            (runs[1].id,),
+        )
+    assert plan.make(connection, policy.default(90)).items == []
+
+
+# Trees and rules.
+
+TREE = [
+    Run(0, "FINISHED", True, True, "", None, False, None),
+    Run(1, "FINISHED", True, True, "", 0, False, 1.0),
+    Run(2, "FINISHED", True, True, "", 0, False, 2.0),
+    Run(3, "FINISHED", True, True, "", 2, False, None),
+]
+"""A run with two below it, the second with one more."""
+
+
+@pytest.mark.parametrize(
+    ("rule", "gone"),
+    [
+        ('action = "keep"\ntags = { x = "y" }\nstatus = "FINISHED"', set()),
+        (
+            'action = "delete-runs"\nolder_than_days = 90\n'
+            'keep_best = { metric = "loss", mode = "max", count = 1 }',
+            {1, 3},
+        ),
+        ('action = "delete-runs"\nolder_than_days = 90', {0, 1, 2, 3}),
+    ],
+    ids=["keep", "keep_best", "none"],
+)
+def test_a_spared_run_keeps_its_parents(connection: Connection, rule: str, gone: set[int]) -> None:
+    store(connection, World(TREE))
+    rules = policy.parse(f'[[rules]]\nname = "a"\n{rule}', 90)
+    assert {int(item.id, 16) for item in plan.make(connection, rules).items} == gone
+
+
+def test_a_rule_to_keep_one_run_keeps_its_tree(connection: Connection) -> None:
+    store(connection, World(TREE))
+    with connection, connection.cursor() as cursor:
+        cursor.execute("INSERT INTO tags VALUES ('gold', '1', %s)", (TREE[3].id,))
+    rules = policy.parse('[[rules]]\nname = "a"\naction = "keep"\ntags = { gold = "*" }', 90)
+    assert plan.make(connection, rules).items == []
+    assert plan.explain(connection, rules, TREE[3].id)["kept_because"] == "rule a"
+    assert plan.explain(connection, rules, TREE[1].id)["kept_because"] == "another run of its tree is kept"
+
+
+# Beside a busy registry.
+
+
+@pytest.mark.parametrize("related", [False, True], ids=["of others", "of its tree"])
+def test_only_registrations_that_matter_hold_a_purge_up(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch, related: bool
+) -> None:
+    doomed = Run(0, "FINISHED", True, True, "long ago", None, False, None)
+    child = Run(1, "FINISHED", True, True, "", 0 if related else None, False, None)
+    world = World([doomed, child])
+    store(connection, world)
+    original = purge.due
+    finds: list[None] = []
+    found_kept = purge.Purge._find_kept
+
+    def find_kept(self: purge.Purge) -> None:
+        finds.append(None)
+        found_kept(self)
+
+    def due(*arguments: object) -> list:
+        found = original(*arguments)
+        if len(finds) == 1:
+            with connection, connection.cursor() as cursor:
+                _store_version(cursor, 1, Version("run_id", 1, removed=False), world)
+        return found
+
+    monkeypatch.setattr(purge, "due", due)
+    monkeypatch.setattr(purge.Purge, "_find_kept", find_kept)
+    work = purge.Purge(connection, policy.default(90), "mlflow", NOW_MS)
+    work.run()
+    assert work.problems == set()
+    assert ids(connection, "SELECT run_uuid FROM runs") == ({doomed.id, child.id} if related else {child.id})
+    assert len(finds) == (5 if related else 4)  # once for each kind, and once more where it mattered
+
+
+def test_a_preview_counts_the_models_that_go_with_their_runs(connection: Connection) -> None:
+    run = Run(0, "FINISHED", True, True, "long ago", None, False, None)
+    store(connection, World([run], [Model(0, 0, False)]))
+    with connection, connection.cursor() as cursor:
+        cursor.execute("INSERT INTO stackops.usage VALUES ('run', %s, 1, 1, 5)", (run.id,))
+        cursor.execute("INSERT INTO stackops.usage VALUES ('model', 'm-0000', 1, 1, 7)")
+    found = purge.preview(connection, policy.default(90), NOW_MS)
+    assert found == {"bytes": 12, "runs": 1, "models": 1, "traces": 0}
+    (listed,) = journal.deleted(connection)
+    assert (listed["id"], listed["by"], listed["bytes"]) == (run.id, "a person", 5)
+
+
+# Killed anywhere.
+
+
+class KilledError(BaseException):
+    """What a kill -9 looks like from inside: nothing else runs."""
+
+
+class Dying:
+    """A connection that is cut when its statements are used up."""
+
+    def __init__(self, connection: Connection, statements: int) -> None:
+        self._connection = connection
+        self._left = [statements]
+
+    def __enter__(self) -> Dying:
+        self._connection.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.spend()  # killed before the commit
+        self._connection.__exit__(*error)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._connection, name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name.startswith("_"):
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self._connection, name, value)
+
+    def spend(self) -> None:
+        self._left[0] -= 1
+        if self._left[0] <= 0:
+            self._connection.close()
+            raise KilledError
+
+    def cursor(self) -> object:
+        dying = self
+
+        class Cursor(psycopg2.extensions.cursor):
+            def execute(self, *arguments: object) -> None:
+                dying.spend()
+                super().execute(*arguments)
+
+        return self._connection.cursor(cursor_factory=Cursor)
+
+
+def test_a_cleanup_and_purge_killed_at_any_statement_are_finished_by_the_next(connection: Connection) -> None:
+    """Every statement and commit is a point at which it dies once; then it is begun again."""
+    run = [Run(number, "FINISHED", True, True, "", None, False, 1.0) for number in range(3)]
+    run += [Run(number, "FINISHED", True, True, "long ago", None, number == 4, 1.0) for number in (3, 4)]
+    world = World(run, [Model(0, 0, False), Model(1, 3, False), Model(2, 1, False)])
+    world.versions = [Version("models:/", 2, removed=False)]
+    rules = policy.default(90)
+    keys = [f"artifacts/1/{one.id}/artifacts/a" for one in run]
+    keys += [f"artifacts/1/models/{model.id}/artifacts/MLmodel" for model in world.models]
+
+    def work(on: Connection, bucket: Listed) -> None:
+        journal.learn_runs(on)
+        cleanup.run(on, rules, scheduled=False, now=datetime.now(UTC))
+        purge.Purge(on, rules, "mlflow", int(time.time() * 1000) + HOUR_MS).run()
+        sweep.doomed_prefixes(on, bucket)
+
+    def state(bucket: Listed) -> tuple:
+        return (
+            ids(connection, "SELECT run_uuid FROM runs"),
+            ids(connection, "SELECT model_id FROM logged_models"),
+            ids(connection, "SELECT prefix FROM stackops.doomed_objects"),
+            set(bucket.keys),
+        )
+
+    store(connection, world)
+    whole = Listed(list(keys))
+    work(connection, whole)
+    expected = state(whole)
+    assert expected[0] == {run[1].id, run[4].id}
+    assert expected[1] == {"m-0002"}
+    points = 0
+    while True:
+        points += 1
+        store(connection, world)
+        bucket = Listed(list(keys))
+        dying = Dying(psycopg2.connect(connection.dsn), points)
+        try:
+            work(dying, bucket)
+        except KilledError:
+            pass
+        else:
+            dying.close()
+            break
+        assert set(bucket.keys) >= expected[3]
+        work(connection, bucket)
+        assert state(bucket) == expected, points
+    assert points > 80

@@ -1,5 +1,5 @@
 # shellcheck shell=sh
-#: ./stack usage [--refresh] [--json] — storage by experiment and model, its growth and where that leads
+#: ./stack usage [--refresh] [--json] — storage by experiment, model and trace, its growth and where that leads
 #:
 #: The figures are those of the nightly inventory; --refresh makes one now.
 . scripts/host/options.sh

@@ -103,9 +103,9 @@ def _parser() -> argparse.ArgumentParser:
 def _add_cleanup(verbs: Any) -> None:
     cleanup_verb = verbs.add_parser("cleanup", help="what may go, goes: plan, run, undo, purge")
     actions = cleanup_verb.add_subparsers(dest="action", required=True)
-    for name in ("plan", "run", "list", "purge", "orphans"):
+    for name in ("plan", "run", "list", "deleted", "purge", "orphans"):
         actions.add_parser(name).add_argument("--json", action="store_true")
-    for name, what in (("approve", "batch"), ("undo", "batch"), ("explain", "run")):
+    for name, what in (("approve", "batch"), ("undo", "batch"), ("explain", "id")):
         one = actions.add_parser(name)
         one.add_argument(what)
         one.add_argument("--json", action="store_true")
@@ -204,7 +204,9 @@ def _cleanup(settings: Settings, arguments: argparse.Namespace) -> None:
     elif action == "purge":
         found = verbs.purge_now(settings)
     elif action == "explain":
-        found = verbs.explain(settings, arguments.run)
+        found = verbs.explain(settings, arguments.id)
+    elif action == "deleted":
+        found = verbs.deleted(settings)
     elif action == "orphans":
         found = verbs.orphans(settings)
     else:
@@ -285,6 +287,8 @@ def main() -> None:
             status = STATUS_BUSY
         elif isinstance(error, FailedError):
             status = STATUS_FAILED
+            if error.facts and getattr(arguments, "json", False):
+                print(json.dumps(error.facts, default=str))
         _say("REFUSED" if status == STATUS_REFUSED else "error", str(error), error.fix)
         raise SystemExit(status) from None
     except (OSError, psycopg2.OperationalError) as error:

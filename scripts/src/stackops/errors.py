@@ -1,5 +1,9 @@
 """Exceptions of the operations; each says what an operator can do."""
 
+from __future__ import annotations
+
+from typing import Any
+
 
 class OperationError(Exception):
     """What is wrong, and the command or edit that mends it (`fix`). Nothing was changed."""
@@ -14,4 +18,8 @@ class BusyError(OperationError):
 
 
 class FailedError(OperationError):
-    """It was tried and did not work."""
+    """It was tried and did not work, or not all of it; `facts` is what was done nevertheless."""
+
+    def __init__(self, message: str, fix: str, facts: dict[str, Any] | None = None) -> None:
+        super().__init__(message, fix)
+        self.facts = facts or {}

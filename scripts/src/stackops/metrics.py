@@ -38,6 +38,7 @@ class StateCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield every gauge as the files are now."""
         yield from self._jobs()
+        yield from self._cleanup()
         yield from self._loops()
 
     def _jobs(self) -> Iterator[Metric]:
@@ -51,6 +52,9 @@ class StateCollector(Collector):
         )
         storage = GaugeMetricFamily("stack_storage_bytes", "Artifacts in the bucket at the last inventory")
         objects = GaugeMetricFamily("stack_storage_objects", "Objects in the bucket at the last inventory")
+        experiments = GaugeMetricFamily(
+            "stack_experiment_storage_bytes", "Artifacts of the largest experiments", labels=["experiment"]
+        )
         damaged = GaugeMetricFamily(
             "stack_records_without_objects",
             "Models and versions whose objects the last inventory did not find",
@@ -67,13 +71,37 @@ class StateCollector(Collector):
                 storage.add_metric([], result.facts["bytes"])
                 objects.add_metric([], result.facts["objects"])
                 damaged.add_metric([], result.facts["without_objects"])
+                for name, size in result.facts["experiments"].items():
+                    experiments.add_metric([name], size)
         for job, schedule in self._settings.schedules.items():
             if job == "offsite" and not self._settings.offsite_repository:
                 continue
             moment = next_run(schedule, local_now())
             if moment:
                 following.add_metric([job], moment.timestamp())
-        yield from (ok, success, seconds, following, missing, storage, objects, damaged)
+        yield from (ok, success, seconds, following, missing, storage, objects, experiments, damaged)
+
+    def _cleanup(self) -> Iterator[Metric]:
+        found = state.read_json(state.cleanup_path(self._settings.backups))
+        if found is None:  # no batch and no inventory yet
+            return
+        waiting = found["waiting"] or {}
+        yield GaugeMetricFamily(
+            "stack_cleanup_waiting_runs", "Runs of the batch that waits for approval", waiting.get("runs", 0)
+        )
+        yield GaugeMetricFamily(
+            "stack_cleanup_deleted_runs",
+            "Runs that batches deleted and that can be brought back",
+            found["deleted_runs"],
+        )
+        yield GaugeMetricFamily(
+            "stack_cleanup_purged_runs", "Runs of batches that are gone for good", found["purged_runs"]
+        )
+        yield GaugeMetricFamily(
+            "stack_cleanup_doomed_prefixes",
+            "Runs, models and traces without a record whose objects are still to be deleted",
+            found["doomed_prefixes"],
+        )
 
     def _loops(self) -> Iterator[Metric]:
         ok = GaugeMetricFamily(

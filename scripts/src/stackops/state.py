@@ -97,6 +97,11 @@ def results(backups: Path) -> dict[str, JobResult]:
     return found
 
 
+def cleanup_path(backups: Path) -> Path:
+    """Return the file that says what the batches of cleanup come to (journal.totals)."""
+    return backups / "state" / "cleanup.json"
+
+
 def know_jobs(backups: Path, jobs: list[str]) -> None:
     """Note since when each job has been scheduled, so that one that never runs is noticed."""
     path = backups / "state" / "scheduled.json"

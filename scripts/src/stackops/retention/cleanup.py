@@ -18,25 +18,40 @@ from stackops.retention.journal import DONE, REPLACED, RUNNING, UNDONE, WAITING,
 from stackops.retention.policy import Policy
 
 CHUNK = 500
-MANY_RUNS = 100
+MANY = 100
 MANY_SHARE = 0.2
 
 
 def needs_approval(planned: plan.Plan, *, first: bool) -> bool:
-    """Return whether a scheduled batch must wait: the first one of a database, or a large one."""
-    runs = len(planned.of("run"))
-    return bool(planned.items) and (first or (runs > MANY_RUNS and runs > MANY_SHARE * planned.active_runs))
+    """Return whether a scheduled batch must wait: the first one of a database, or a large one.
+
+    Large is what names many runs, or many traces, and a good share of all of them.
+    """
+    kinds = Counter(item.kind for item in planned.items)
+    traces = kinds.pop("trace", 0)
+    return bool(planned.items) and (
+        first
+        or any(_is_large(count, planned.active_runs) for count in kinds.values())
+        or _is_large(traces, planned.traces)
+    )
+
+
+def _is_large(count: int, of: int) -> bool:
+    return count > MANY and count > MANY_SHARE * of
 
 
 def facts_of(planned: plan.Plan) -> dict[str, Any]:
-    """Return the counts and bytes of a plan."""
+    """Return the counts of a plan, and the bytes of its runs and traces as of the last inventory.
+
+    How much of a run's artifacts a rule names is known only when they are listed.
+    """
     kinds = Counter(item.kind for item in planned.items)
     return {
         "runs": kinds["run"],
         "killed": kinds["killed"],
         "traces": kinds["trace"],
         "artifact_runs": kinds["artifacts"],
-        "bytes": sum(item.bytes or 0 for item in planned.items),
+        "bytes": sum(item.bytes or 0 for item in planned.items if item.kind in {"run", "trace"}),
         "kept": planned.kept,
         "active_runs": planned.active_runs,
     }
@@ -50,14 +65,14 @@ def run(connection: Connection, policy: Policy, *, scheduled: bool, now: datetim
         if batch.state == RUNNING:  # it was interrupted
             _carry_out(connection, batch.batch, planned)
             planned = plan.make(connection, policy)
+    for batch in before:
+        if batch.state == WAITING:
+            journal.set_state(connection, batch.batch, REPLACED)
     facts = facts_of(planned)
     if not planned.items:
         return {"batch": None, "state": "nothing to do", **facts}
     first = not any(batch.state in {RUNNING, DONE, UNDONE} for batch in before)
     waits = scheduled and needs_approval(planned, first=first)
-    for batch in before:
-        if batch.state == WAITING:
-            journal.set_state(connection, batch.batch, REPLACED)
     name = now.strftime("%Y%m%dT%H%M%S")
     journal.write_batch(connection, name, WAITING if waits else RUNNING, facts, planned.items)
     if waits:

@@ -19,17 +19,18 @@ from psycopg2.extensions import connection as Connection  # noqa: N812
 from stackops.objects import PREFIX
 from stackops.retention import keep
 from stackops.retention.places import Place, of_key
-from stackops.storage import Bucket
+from stackops.storage import Bucket, Upload
 
 SHOWN = 100
 STALE_UPLOAD_DAYS = 7
 GROUPS_AT_ONCE = 10_000
 
-_OWNERLESS = """
+_OWNERLESS = f"""
     (found.kind = 'run' AND NOT EXISTS (SELECT FROM runs WHERE run_uuid = found.id)
     OR found.kind = 'model' AND NOT EXISTS (SELECT FROM logged_models WHERE model_id = found.id)
     OR found.kind = 'trace' AND NOT EXISTS (SELECT FROM trace_info WHERE request_id = found.id))
     AND NOT EXISTS (SELECT FROM stackops.doomed_objects AS doomed WHERE doomed.prefix = found.prefix)
+    AND NOT {keep.HOLDS_UNUSUAL.format(prefix="found.prefix")}
 """
 
 _STORE = f"""
@@ -101,6 +102,7 @@ def take(connection: Connection, bucket: Bucket) -> dict[str, Any]:
     """List the bucket, keep whose what is, and return the facts (also kept)."""
     started = time.monotonic()
     unknown = Unknown()
+    keep.find_unusual(connection, bucket.name)
     with connection, connection.cursor() as cursor:
         # The listing may take minutes: what is made meanwhile is younger than it.
         cursor.execute(
@@ -118,6 +120,7 @@ def take(connection: Connection, bucket: Bucket) -> dict[str, Any]:
         _copy(cursor, lines)
         cursor.execute("ANALYZE found")
         cursor.execute(_STORE)
+    stale = stale_uploads(bucket)
     keep.find_references(connection)
     with connection, connection.cursor() as cursor:
         cursor.execute("SELECT coalesce(sum(objects), 0)::bigint, coalesce(sum(bytes), 0)::bigint FROM found")
@@ -132,7 +135,8 @@ def take(connection: Connection, bucket: Bucket) -> dict[str, Any]:
             "unknown_keys": unknown.keys,
             "without_objects": len(damage),
             "without_objects_names": damage[:SHOWN],
-            "stale_uploads": len(stale_uploads(bucket)),
+            "stale_uploads": len(stale),
+            "stale_upload_keys": [upload.key for upload in stale[:SHOWN]],
         }
         cursor.execute(
             "INSERT INTO stackops.inventories VALUES (now(), %s, %s)",
@@ -155,7 +159,7 @@ def newest(connection: Connection) -> tuple[datetime, dict[str, Any]] | None:
         return cursor.fetchone()
 
 
-def stale_uploads(bucket: Bucket, days: int = STALE_UPLOAD_DAYS) -> list:
+def stale_uploads(bucket: Bucket, days: int = STALE_UPLOAD_DAYS) -> list[Upload]:
     """Return the uploads that were begun so long ago and never finished."""
     before = datetime.now(UTC) - timedelta(days=days)
     return [upload for upload in bucket.uploads(f"{PREFIX}/") if upload.begun < before]
@@ -172,21 +176,24 @@ def orphans(connection: Connection) -> list[dict[str, Any]]:
         return [dict(zip(names, row, strict=True)) for row in cursor]
 
 
-def doom_orphans(connection: Connection, days: int) -> int:
+def doom_orphans(connection: Connection, bucket: str, days: int, backup: datetime) -> int:
     """Write orphans into the journal of doomed objects; return how many.
 
-    Only those that two inventories so many days apart have seen, and that have no owner now.
+    Only those that two inventories so many days apart have seen, that have no owner now, and that
+    were seen before the moment of the backup that has been verified.
     """
     keep.find_references(connection)
+    keep.find_unusual(connection, bucket)
     with connection, connection.cursor() as cursor:
         cursor.execute(
             "INSERT INTO stackops.doomed_objects (prefix, kind, id)"
             " SELECT prefix, kind, id FROM (SELECT prefix, kind,"
             "  split_part(prefix, '/', CASE kind WHEN 'run' THEN 3 ELSE 4 END) AS id"
-            "  FROM stackops.orphans WHERE last_seen - first_seen >= %s * interval '1 day') AS found"
+            "  FROM stackops.orphans WHERE last_seen - first_seen >= %s * interval '1 day'"
+            "  AND first_seen < %s) AS found"
             f" WHERE {_OWNERLESS}"
             " AND NOT EXISTS (SELECT FROM model_references AS reference WHERE reference.id = found.id)"
             " ON CONFLICT DO NOTHING",
-            (days,),
+            (days, backup),
         )
         return cursor.rowcount

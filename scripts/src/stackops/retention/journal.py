@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import datetime
 from typing import Any
 
@@ -41,6 +41,7 @@ CREATE TABLE IF NOT EXISTS stackops.batch_items (
     id text NOT NULL,
     experiment_id integer NOT NULL,
     rule text NOT NULL,
+    says text NOT NULL,
     bytes bigint,
     state text NOT NULL DEFAULT 'planned',
     done timestamptz,
@@ -102,12 +103,16 @@ class Batch:
 
 @dataclass(frozen=True)
 class Item:
-    """Something that a batch deletes: its kind (run, trace, artifact, killed), MLflow's id, its size."""
+    """Something that a batch deletes: its kind (run, trace, artifacts, killed), MLflow's id, its size.
+
+    `says` is the rule at that moment in words: what changed its meaning decides anew.
+    """
 
     kind: str
     id: str
     experiment_id: int
     rule: str
+    says: str
     bytes: int | None = None
 
 
@@ -150,8 +155,18 @@ def check_clock(connection: Connection) -> None:
 
 
 def learn_runs(connection: Connection) -> None:
-    """Note since when this stack knows each run: an adopted history is new on its first day."""
+    """Note since when this stack knows each run: an adopted history is new on its first day.
+
+    A run that somebody restored after a batch had deleted it is new again too, or the next
+    batch would delete it once more.
+    """
     with connection, connection.cursor() as cursor:
+        cursor.execute(
+            "WITH restored AS (UPDATE stackops.batch_items AS item SET state = 'restored' FROM runs"
+            "  WHERE item.kind = 'run' AND item.state = 'done' AND run_uuid = item.id"
+            "  AND lifecycle_stage = 'active' RETURNING item.id)"
+            " UPDATE stackops.known_runs SET since = now() FROM restored WHERE run_id = restored.id"
+        )
         cursor.execute(
             "INSERT INTO stackops.known_runs (run_id) SELECT run_uuid FROM runs"
             " WHERE NOT EXISTS (SELECT FROM stackops.known_runs WHERE run_id = run_uuid)"
@@ -170,8 +185,8 @@ def write_batch(
         )
         execute_values(
             cursor,
-            "INSERT INTO stackops.batch_items (batch, kind, id, experiment_id, rule, bytes) VALUES %s",
-            [(name, item.kind, item.id, item.experiment_id, item.rule, item.bytes) for item in items],
+            "INSERT INTO stackops.batch_items (batch, kind, id, experiment_id, rule, says, bytes) VALUES %s",
+            [(name, *astuple(item)) for item in items],
             page_size=1000,
         )
 
@@ -192,14 +207,62 @@ def batch(connection: Connection, name: str) -> Batch:
 
 
 def items(connection: Connection, name: str, state: str) -> list[Item]:
-    """Return the items of a batch that are in a state (planned, done, undone, purged)."""
+    """Return the items of a batch that are in a state (planned, done, undone, restored, purged)."""
     with connection, connection.cursor() as cursor:
         cursor.execute(
-            "SELECT kind, id, experiment_id, rule, bytes FROM stackops.batch_items"
+            "SELECT kind, id, experiment_id, rule, says, bytes FROM stackops.batch_items"
             " WHERE batch = %s AND state = %s ORDER BY kind, id",
             (name, state),
         )
         return [Item(*row) for row in cursor]
+
+
+def totals(connection: Connection) -> dict[str, Any]:
+    """Return what the batches come to.
+
+    The batch that waits for approval with its facts (or None), how many runs are deleted and how
+    many were purged, and how many prefixes have objects that are still to go.
+    """
+    with connection, connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT batch, facts FROM stackops.batches WHERE state = 'waiting' ORDER BY made DESC LIMIT 1"
+        )
+        waiting = cursor.fetchone()
+        cursor.execute("SELECT state, count(*) FROM stackops.batch_items WHERE kind = 'run' GROUP BY state")
+        runs = dict(cursor.fetchall())
+        cursor.execute("SELECT count(*) FROM stackops.doomed_objects")
+        return {
+            "waiting": {"batch": waiting[0], **waiting[1]} if waiting else None,
+            "deleted_runs": runs.get("done", 0),
+            "purged_runs": runs.get("purged", 0),
+            "doomed_prefixes": cursor.fetchone()[0],
+        }
+
+
+def deleted(connection: Connection) -> list[dict[str, Any]]:
+    """Return the runs, models and experiments that are deleted and still there: by whom, since when (UTC)."""
+    with connection, connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT 'run' AS kind, run_uuid AS id, experiments.name,"
+            "  coalesce('batch ' || item.batch, 'a person'),"
+            "  to_timestamp(deleted_time / 1000.0) AS since, usage.bytes"
+            " FROM runs JOIN experiments USING (experiment_id)"
+            " LEFT JOIN stackops.batch_items AS item ON item.kind = 'run' AND item.id = run_uuid"
+            "  AND item.state = 'done'"
+            " LEFT JOIN stackops.usage ON usage.kind = 'run' AND usage.id = run_uuid"
+            " WHERE runs.lifecycle_stage = 'deleted'"
+            " UNION ALL SELECT 'model', model_id, experiments.name, 'a person',"
+            "  to_timestamp(last_updated_timestamp_ms / 1000.0), usage.bytes"
+            " FROM logged_models JOIN experiments USING (experiment_id)"
+            " LEFT JOIN stackops.usage ON usage.kind = 'model' AND usage.id = model_id"
+            " WHERE logged_models.lifecycle_stage = 'deleted'"
+            " UNION ALL SELECT 'experiment', experiment_id::text, name, 'a person',"
+            "  to_timestamp(last_update_time / 1000.0), NULL"
+            " FROM experiments WHERE lifecycle_stage = 'deleted'"
+            " ORDER BY since, kind, id"
+        )
+        names = ("kind", "id", "experiment", "by", "since", "bytes")
+        return [dict(zip(names, row, strict=True)) for row in cursor]
 
 
 def set_state(connection: Connection, name: str, state: str) -> None:

@@ -5,15 +5,17 @@ Each rule is one statement; the first rule that matches a run decides over it.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
 from psycopg2 import sql
 from psycopg2.extensions import connection as Connection  # noqa: N812
+from psycopg2.extensions import cursor as Cursor  # noqa: N812
 
 from stackops.retention import keep
 from stackops.retention.journal import Item
-from stackops.retention.policy import Policy, Rule, like
+from stackops.retention.policy import Policy, Rule, describe, like
 
 KINDS = {
     "delete-runs": "run",
@@ -33,6 +35,7 @@ class Plan:
     kept: dict[str, int] = field(default_factory=dict)
     """How many runs and traces the rules name but that are kept, by reason."""
     active_runs: int = 0
+    traces: int = 0
 
     def of(self, kind: str) -> list[Item]:
         """Return the items of a kind."""
@@ -42,11 +45,12 @@ class Plan:
 def make(connection: Connection, policy: Policy) -> Plan:
     """Return the plan of a policy. It leaves the tables of keep.find, and `decided`, in the session."""
     keep.find(connection, policy.keep_tags)
+    said = {rule.name: describe(rule) for rule in policy.rules}
     with connection, connection.cursor() as cursor:
         cursor.execute(
             "DROP TABLE IF EXISTS decided;"
-            "CREATE TEMP TABLE decided (kind text, id text, experiment_id integer, rule text, doomed boolean,"
-            " PRIMARY KEY (kind, id))"
+            "CREATE TEMP TABLE decided (kind text, id text, experiment_id integer, rule text,"
+            " spared text, PRIMARY KEY (kind, id))"
         )
         for rule in policy.rules:
             if "runs" in rule.kinds:
@@ -54,6 +58,7 @@ def make(connection: Connection, policy: Policy) -> Plan:
             if "traces" in rule.kinds:
                 cursor.execute(_decide_traces(rule))
         cursor.execute("ANALYZE decided")
+        _keep_spared(cursor, policy)
         cursor.execute(
             "SELECT decided.rule, decided.id, decided.experiment_id, usage.bytes + coalesce(models.bytes, 0)"
             " FROM decided LEFT JOIN kept_runs ON kept_runs.id = decided.id AND decided.kind = 'run'"
@@ -62,47 +67,91 @@ def make(connection: Connection, policy: Policy) -> Plan:
             " LEFT JOIN (SELECT source_run_id, sum(bytes)::bigint AS bytes FROM logged_models"
             "  JOIN stackops.usage ON usage.kind = 'model' AND usage.id = model_id GROUP BY 1"
             " ) AS models ON models.source_run_id = decided.id"
-            " WHERE doomed AND kept_runs.id IS NULL AND kept_traces.id IS NULL"
+            " WHERE spared IS NULL AND kept_runs.id IS NULL AND kept_traces.id IS NULL"
             # What cannot be deleted at once is noted once.
             " AND NOT EXISTS (SELECT FROM stackops.batch_items AS noted WHERE noted.id = decided.id"
             "  AND noted.rule = decided.rule AND noted.kind IN ('trace', 'artifacts')"
-            "  AND noted.state IN ('done', 'purged'))"
-            " ORDER BY decided.kind, decided.id"
+            "  AND noted.says = (%(says)s::jsonb ->> noted.rule) AND noted.state IN ('done', 'purged'))"
+            " ORDER BY decided.kind, decided.id",
+            {"says": json.dumps(said)},
         )
         actions = {rule.name: KINDS[rule.action] for rule in policy.rules if rule.action in KINDS}
-        items = [Item(actions[rule], name, experiment, rule, size) for rule, name, experiment, size in cursor]
+        items = [
+            Item(actions[rule], name, experiment, rule, said[rule], size)
+            for rule, name, experiment, size in cursor
+        ]
         cursor.execute(
             "SELECT regexp_replace(regexp_replace(reason, 'model .* version [0-9]+$', 'model'),"
             " 'run [^ ]+$', 'run'), count(*)"
             " FROM decided JOIN (SELECT 'run' AS kind, * FROM kept_runs"
             "  UNION ALL SELECT 'trace', * FROM kept_traces) AS kept USING (kind, id)"
-            " WHERE doomed GROUP BY 1 ORDER BY 2 DESC"
+            " WHERE spared IS NULL GROUP BY 1 ORDER BY 2 DESC"
         )
         kept = dict(cursor.fetchall())
-        cursor.execute("SELECT count(*) FROM runs WHERE lifecycle_stage = 'active'")
-        return Plan(items, kept, cursor.fetchone()[0])
+        cursor.execute(
+            "SELECT (SELECT count(*) FROM runs WHERE lifecycle_stage = 'active'),"
+            " (SELECT count(*) FROM trace_info)"
+        )
+        return Plan(items, kept, *cursor.fetchone())
 
 
-def explain(connection: Connection, policy: Policy, run_id: str) -> dict[str, Any] | None:
-    """Return what decides over a run (rule, whether it would go, why it is kept), or None without one."""
+def _keep_spared(cursor: Cursor, policy: Policy) -> None:
+    """Keep the trees of runs that a `keep` rule matches, and the parents of those that are ranked high."""
+    keeping = [rule.name for rule in policy.rules if rule.action == "keep"]
+    cursor.execute(
+        "INSERT INTO kept_runs SELECT id, 'rule ' || rule FROM decided"
+        " WHERE kind = 'run' AND rule = ANY(%s) ON CONFLICT DO NOTHING",
+        (keeping,),
+    )
+    if cursor.rowcount:
+        keep.spread(cursor)
+    cursor.execute(
+        "WITH RECURSIVE above AS ("
+        " SELECT id, rule, false AS is_parent FROM decided WHERE kind = 'run' AND spared IS NOT NULL"
+        "  AND rule <> ALL(%s)"
+        " UNION SELECT tags.value, rule, true FROM above"
+        "  JOIN tags ON tags.run_uuid = above.id AND tags.key = 'mlflow.parentRunId')"
+        " UPDATE decided SET spared = 'a run below it is spared by rule ' || above.rule FROM above"
+        " WHERE is_parent AND kind = 'run' AND decided.id = above.id AND spared IS NULL",
+        (keeping,),
+    )
+
+
+_EXPLAINED = """
+WITH record AS (
+    SELECT 'run' AS kind, run_uuid AS id, experiment_id, lifecycle_stage AS stage, status,
+        run_uuid AS decided_by, since FROM runs LEFT JOIN stackops.known_runs ON run_id = run_uuid
+    UNION ALL SELECT 'model', model_id, experiment_id, lifecycle_stage, NULL, source_run_id, NULL
+        FROM logged_models
+    UNION ALL SELECT 'trace', request_id, experiment_id, 'active', status, request_id, NULL FROM trace_info
+), kept AS (
+    SELECT 'run' AS kind, * FROM kept_runs
+    UNION ALL SELECT 'model', * FROM kept_models
+    UNION ALL SELECT 'trace', * FROM kept_traces
+)
+SELECT record.kind, record.stage, record.status, experiments.name, nullif(decided_by, record.id),
+    decided.rule, decided.rule IS NOT NULL AND spared IS NULL AND kept.id IS NULL,
+    coalesce(kept.reason, spared), record.since, usage.bytes
+FROM record JOIN experiments USING (experiment_id)
+LEFT JOIN decided ON decided.id = record.decided_by
+LEFT JOIN kept ON kept.kind = record.kind AND kept.id = record.id
+LEFT JOIN stackops.usage ON usage.id = record.id AND usage.kind = record.kind
+WHERE record.id = %s
+"""
+
+
+def explain(connection: Connection, policy: Policy, name: str) -> dict[str, Any] | None:
+    """Return what decides over a run, model or trace, or None if there is none of that id.
+
+    In `doomed` whether it would go, in `kept_because` why not. Over a model its run decides.
+    """
     make(connection, policy)
     with connection, connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT runs.lifecycle_stage, runs.status, experiments.name, decided.rule, decided.doomed,"
-            " kept_runs.reason, known_runs.since, usage.bytes"
-            " FROM runs JOIN experiments USING (experiment_id)"
-            " LEFT JOIN decided ON decided.id = run_uuid AND decided.kind = 'run'"
-            " LEFT JOIN kept_runs ON kept_runs.id = run_uuid"
-            " LEFT JOIN stackops.known_runs ON known_runs.run_id = run_uuid"
-            " LEFT JOIN stackops.usage ON usage.id = run_uuid AND usage.kind = 'run'"
-            " WHERE run_uuid = %s",
-            (run_id,),
-        )
+        cursor.execute(_EXPLAINED, (name,))
         row = cursor.fetchone()
-    if row is None:
-        return None
-    names = ("stage", "status", "experiment", "rule", "doomed", "kept_because", "known_since", "bytes")
-    return dict(zip(names, row, strict=True))
+    names = ("kind", "stage", "status", "experiment", "run")
+    names += ("rule", "doomed", "kept_because", "known_since", "bytes")
+    return dict(zip(names, row, strict=True)) if row else None
 
 
 def _all(conditions: list[sql.Composable]) -> sql.Composable:
@@ -157,14 +206,17 @@ def _decide_runs(rule: Rule) -> sql.Composable:
     matched += _tags(rule, "tags", "run_uuid", sql.SQL("run.run_uuid"))
     if rule.status:
         matched.append(sql.SQL("run.status = ANY({})").format(sql.Literal(list(rule.status))))
-    spared = [sql.SQL("false")]
+    spared: list[sql.Composable] = []
     ranks, joins = sql.SQL(""), sql.SQL("")
     if rule.keep_last:
         ranks += sql.SQL(
             ", row_number() OVER (PARTITION BY experiment_id"
             " ORDER BY start_time DESC, run.run_uuid) AS newest"
         )
-        spared.append(sql.SQL("newest <= {}").format(sql.Literal(rule.keep_last)))
+        text = f"among the newest {rule.keep_last}"
+        spared.append(
+            sql.SQL("WHEN newest <= {} THEN {}").format(sql.Literal(rule.keep_last), sql.Literal(text))
+        )
     if rule.keep_best:
         order = sql.SQL("DESC" if rule.keep_best.mode == "max" else "ASC")
         ranks += sql.SQL(
@@ -175,26 +227,35 @@ def _decide_runs(rule: Rule) -> sql.Composable:
             " LEFT JOIN latest_metrics AS metric ON metric.run_uuid = run.run_uuid"
             " AND metric.key = {} AND NOT metric.is_nan"
         ).format(sql.Literal(rule.keep_best.metric))
-        spared.append(sql.SQL("(best <= {} AND value IS NOT NULL)").format(sql.Literal(rule.keep_best.count)))
-    doomed = (
-        sql.SQL("false")
-        if rule.action == "keep"
-        else sql.SQL("NOT ({})").format(sql.SQL(" OR ").join(spared))
-    )
+        text = f"among the best {rule.keep_best.count} by {rule.keep_best.metric}"
+        spared.append(
+            sql.SQL("WHEN best <= {} AND value IS NOT NULL THEN {}").format(
+                sql.Literal(rule.keep_best.count), sql.Literal(text)
+            )
+        )
     return sql.SQL(
-        "INSERT INTO decided SELECT 'run', run_uuid, experiment_id, {name}, {doomed} FROM ("
+        "INSERT INTO decided SELECT 'run', run_uuid, experiment_id, {name}, {spared} FROM ("
         " SELECT run.run_uuid, run.experiment_id, {old} AS old{ranks}"
         " FROM runs AS run JOIN experiments AS experiment USING (experiment_id)"
         " LEFT JOIN stackops.known_runs AS known ON known.run_id = run.run_uuid{joins}"
         " WHERE {matched}) AS matched WHERE old ON CONFLICT DO NOTHING"
     ).format(
         name=sql.Literal(rule.name),
-        doomed=doomed,
+        spared=_spared(rule, spared),
         old=_all([sql.SQL("true"), *_run_age(rule)]),
         ranks=ranks,
         joins=joins,
         matched=_all(matched),
     )
+
+
+def _spared(rule: Rule, cases: list[sql.Composable]) -> sql.Composable:
+    """Return why a run or trace that a rule matches stays, NULL if it does not."""
+    if rule.action == "keep":
+        return sql.Literal(f"rule {rule.name}")
+    if not cases:
+        return sql.SQL("NULL")
+    return sql.SQL("CASE {} END").format(sql.SQL(" ").join(cases))
 
 
 def _decide_traces(rule: Rule) -> sql.Composable:
@@ -205,11 +266,11 @@ def _decide_traces(rule: Rule) -> sql.Composable:
             sql.SQL("trace.timestamp_ms < {}").format(_milliseconds_before_now(rule.older_than_days))
         )
     return sql.SQL(
-        "INSERT INTO decided SELECT 'trace', trace.request_id, trace.experiment_id, {name}, {doomed}"
+        "INSERT INTO decided SELECT 'trace', trace.request_id, trace.experiment_id, {name}, {spared}"
         " FROM trace_info AS trace JOIN experiments AS experiment USING (experiment_id)"
         " WHERE {matched} ON CONFLICT DO NOTHING"
     ).format(
         name=sql.Literal(rule.name),
-        doomed=sql.Literal(rule.action != "keep"),
+        spared=_spared(rule, []),
         matched=_all(matched),
     )

@@ -181,6 +181,8 @@ def _rule(file: TomlFile, values: dict[str, object], place: Place) -> Rule | Non
         best = file.read(found["keep_best"], (*place, "keep_best"), BEST, required=BEST)
     if "action" in found:
         _check_keys(file, values, place, found["action"])
+        if found["action"] in {"delete-runs", "delete-artifacts"} and "RUNNING" in found.get("status", ()):
+            file.refuse((*place, "status"), f"status has RUNNING: mark-killed comes before {found['action']}")
     if len(file.problems) > before:
         return None
     found["keep_best"] = KeepBest(**best) if best else None

@@ -1,7 +1,7 @@
 """Purge: what was deleted long enough ago goes for good, rows first, then objects.
 
 Rows go in small transactions that hold the run's rows and, for their last moment, the model
-registry still, and look again whether anything has been registered. In the same transaction
+registry still, and look again whether something has come to keep them. In the same transaction
 the prefixes of the objects are written into the journal; the objects go after the commit,
 so a purge that was killed anywhere is finished by the next one.
 """
@@ -50,6 +50,11 @@ RUNS = Kind(
     "run_uuid",
     "artifact_uri",
     "lifecycle_stage = 'deleted' AND deleted_time < %(before)s"
+    # Known and complete then: a backup of that moment has it.
+    " AND EXISTS (SELECT FROM stackops.known_runs AS known WHERE known.run_id = run_uuid"
+    "  AND known.since < to_timestamp(%(before)s / 1000.0))"
+    " AND NOT EXISTS (SELECT FROM logged_models AS model WHERE model.source_run_id = run_uuid"
+    "  AND model.last_updated_timestamp_ms >= %(before)s)"
     " AND NOT EXISTS (SELECT FROM kept_runs WHERE kept_runs.id = run_uuid)",
 )
 MODELS = Kind(
@@ -71,7 +76,8 @@ TRACES = Kind(
     " AND key = 'mlflow.artifactLocation')",
     "(EXISTS (SELECT FROM stackops.batch_items AS item WHERE item.kind = 'trace' AND item.id = request_id"
     "   AND item.state = 'done' AND item.done < to_timestamp(%(before)s / 1000.0))"
-    "   AND EXISTS (SELECT FROM decided WHERE decided.kind = 'trace' AND decided.id = request_id AND doomed)"
+    "   AND EXISTS (SELECT FROM decided WHERE decided.kind = 'trace' AND decided.id = request_id"
+    "    AND decided.spared IS NULL)"
     "  OR EXISTS (SELECT FROM experiments WHERE experiments.experiment_id = trace_info.experiment_id"
     "   AND experiments.lifecycle_stage = 'deleted' AND experiments.last_update_time < %(before)s))"
     " AND NOT EXISTS (SELECT FROM kept_traces WHERE kept_traces.id = request_id)",
@@ -104,10 +110,14 @@ def preview(connection: Connection, policy: Policy, before_ms: int) -> dict[str,
     """Return how many of each kind a purge would delete now, and the bytes as of the last inventory."""
     plan.make(connection, policy)
     found: dict[str, int] = {"bytes": 0}
+    of_runs = due(connection, RUNS, before_ms)
     for kind in (RUNS, MODELS, TRACES):
-        ids = due(connection, kind, before_ms)
-        found[f"{kind.name}s"] = len(ids)
+        ids = of_runs if kind is RUNS else due(connection, kind, before_ms)
         with connection, connection.cursor() as cursor:
+            if kind is MODELS:
+                cursor.execute("SELECT model_id FROM logged_models WHERE source_run_id = ANY(%s)", (of_runs,))
+                ids = sorted({*ids, *(row[0] for row in cursor)})
+            found[f"{kind.name}s"] = len(ids)
             cursor.execute(
                 "SELECT coalesce(sum(bytes), 0)::bigint FROM stackops.usage WHERE kind = %s AND id = ANY(%s)",
                 (kind.name, ids),
@@ -124,7 +134,7 @@ class Purge:
         self._policy = policy
         self._bucket = bucket
         self._before_ms = before_ms
-        self._registry: tuple = ()
+        self._seen = ""
         self._keys = tables.foreign_keys(connection)
         self.counts: Counter[str] = Counter()
         self.problems: set[str] = set()
@@ -137,9 +147,9 @@ class Purge:
             self._delete_all(kind, due(self._connection, kind, self._before_ms))
 
     def _find_kept(self) -> None:
-        """Find out what must stay, after the state of the registry that this belongs to."""
+        """Find out what must stay; what is registered after `_seen` is looked at by each transaction."""
         with self._connection, self._connection.cursor() as cursor:
-            self._registry = _registry_state(cursor)
+            self._seen = keep.moment(cursor)
         plan.make(self._connection, self._policy)
 
     def _delete_all(self, kind: Kind, waiting: list[Any]) -> None:
@@ -205,7 +215,9 @@ class Purge:
                 for statement in statements[:-1]:
                     cursor.execute(statement, {"ids": names})
             cursor.execute("LOCK TABLE model_versions IN SHARE MODE")
-            if _registry_state(cursor) != self._registry:
+            if keep.registered_since(
+                cursor, self._seen, good if kind is RUNS else [], good if kind is MODELS else models
+            ):
                 raise KeptChangedError
             for statements, names in work:
                 cursor.execute(statements[-1], {"ids": names})
@@ -239,8 +251,3 @@ class Purge:
                 continue
             good.append(name)
         return places, good
-
-
-def _registry_state(cursor: Any) -> tuple:
-    cursor.execute("SELECT count(*), max(creation_time), max(last_updated_time) FROM model_versions")
-    return cursor.fetchone()

@@ -6,6 +6,7 @@ from typing import Any
 
 from stackops.files import size_text
 
+SHOWN = 50
 KINDS = {"run": "runs", "killed": "stuck runs", "trace": "traces", "artifacts": "runs' artifacts"}
 
 
@@ -74,6 +75,16 @@ def _list(found: list[dict[str, Any]]) -> list[str]:
     ] or ["no batch yet"]
 
 
+def _deleted(found: list[dict[str, Any]]) -> list[str]:
+    text = [
+        f"  {one['since']:%Y-%m-%d}  {one['kind']} {one['id']}  {one['experiment']},"
+        f" {size_text(one['bytes'] or 0)}, by {one['by']}"
+        for one in found[:SHOWN]
+    ]
+    rest = [f"  and {len(found) - SHOWN:,} more (--json has all)"] * (len(found) > SHOWN)
+    return [*text, *rest, f"{len(found):,} deleted, {size_text(sum(one['bytes'] or 0 for one in found))}"]
+
+
 def _orphans(found: dict[str, Any]) -> list[str]:
     text = [f"as of {found['made']:%Y-%m-%d %H:%M} (./stack usage --refresh)"]
     for orphan in found["orphans"]:
@@ -84,6 +95,7 @@ def _orphans(found: dict[str, Any]) -> list[str]:
     total = sum(orphan["bytes"] for orphan in found["orphans"])
     text.append(f"{len(found['orphans']):,} places without a record, {size_text(total)}")
     text.append(f"{found['stale_uploads']:,} uploads that were never finished")
+    text += [f"  {key}" for key in found["stale_upload_keys"]]
     text.append(
         f"{found['unknown_objects']:,} objects with unknown names, {size_text(found['unknown_bytes'])}:"
         " never touched"
@@ -109,10 +121,14 @@ def _usage(found: dict[str, Any]) -> list[str]:
         text.append("largest models")
     for row in found["largest_models"]:
         text.append(f"  {row['name']} {row['model']}: {size_text(row['bytes'])}")
+    if found["largest_traces"]:
+        text.append("largest traces")
+    for row in found["largest_traces"]:
+        text.append(f"  {row['trace']}: {size_text(row['bytes'])}")
     if found["bytes_per_week"] is None:
         return [*text, "growth: known after a week"]
     months = ", ".join(f"in {name} {size_text(size)}" for name, size in found["projection"].items())
     return [*text, f"growth per week: {size_text(found['bytes_per_week'])}; if it stays so: {months}"]
 
 
-_SHOWN = {"plan": _plan, "list": _list, "orphans": _orphans, "usage": _usage}
+_SHOWN = {"plan": _plan, "list": _list, "deleted": _deleted, "orphans": _orphans, "usage": _usage}

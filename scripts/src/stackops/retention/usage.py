@@ -1,4 +1,4 @@
-"""`./stack usage`: storage by experiment and model, its growth and where that leads."""
+"""`./stack usage`: storage by experiment, model and trace, its growth and where that leads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DAYS_PER_MONTH = 30.4
 
 
 def report(connection: Connection) -> dict[str, Any]:
-    """Return bytes and objects by experiment, the largest models, growth per week and the projection.
+    """Return bytes and objects by experiment, the largest models and traces, growth and projection.
 
     All of it as of the last inventory, whose moment is in `made` (None before the first).
     """
@@ -42,6 +42,11 @@ def report(connection: Connection) -> dict[str, Any]:
             (LARGEST,),
         )
         found["largest_models"] = [dict(zip(("model", "name", "bytes"), row, strict=True)) for row in cursor]
+        cursor.execute(
+            "SELECT id, bytes FROM stackops.usage WHERE kind = 'trace' ORDER BY bytes DESC, 1 LIMIT %s",
+            (LARGEST,),
+        )
+        found["largest_traces"] = [dict(zip(("trace", "bytes"), row, strict=True)) for row in cursor]
         cursor.execute("SELECT day, sum(bytes)::bigint FROM stackops.usage_history GROUP BY day ORDER BY day")
         history = cursor.fetchall()
         cursor.execute("SELECT pg_database_size(current_database())")

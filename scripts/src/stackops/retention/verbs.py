@@ -18,6 +18,8 @@ from stackops.storage import open_bucket
 
 DAY_SECONDS = 86_400
 PROVING_JOBS = ("drill", "verify")
+SHOWN = 100
+"""Problems that a message names."""
 
 
 def read_policy(settings: Settings) -> Policy:
@@ -53,23 +55,35 @@ def run(settings: Settings, *, scheduled: bool) -> dict[str, Any]:
     rules = read_policy(settings)
     with postgres.maintenance_lock(settings), journal.opened(settings) as connection:
         facts = cleanup.run(connection, rules, scheduled=scheduled, now=datetime.now(UTC))
-        if scheduled and settings.purge_after_days is not None:
-            facts["purged"] = _purge(settings, connection, rules)
-        else:
-            facts["purge"] = _purge_preview(settings, connection, rules)
-    return facts
+        _note(settings, connection)
+        if not scheduled or settings.purge_after_days is None:
+            return {**facts, "purge": _purge_preview(settings, connection, rules)}
+        try:
+            return {**facts, "purged": _purge(settings, connection, rules)}
+        except OperationError as error:
+            done = f"the batch {facts['batch']} is {facts['state']}" if facts["batch"] else facts["state"]
+            purged = getattr(error, "facts", {})
+            raise FailedError(
+                f"{done}; the purge: {error}", error.fix, {**facts, "purged": purged}
+            ) from error
 
 
 def approve(settings: Settings, batch: str) -> dict[str, Any]:
     """Carry out a batch that waits."""
     with postgres.maintenance_lock(settings), journal.opened(settings) as connection:
-        return cleanup.approve(connection, read_policy(settings), batch)
+        try:
+            return cleanup.approve(connection, read_policy(settings), batch)
+        finally:
+            _note(settings, connection)
 
 
 def undo(settings: Settings, batch: str) -> dict[str, Any]:
     """Bring back what a batch deleted."""
     with postgres.maintenance_lock(settings), journal.opened(settings) as connection:
-        return cleanup.undo(connection, batch)
+        try:
+            return cleanup.undo(connection, batch)
+        finally:
+            _note(settings, connection)
 
 
 def purge_now(settings: Settings) -> dict[str, Any]:
@@ -84,21 +98,38 @@ def batches(settings: Settings) -> list[dict[str, Any]]:
         return [asdict(batch) for batch in journal.batches(connection)]
 
 
-def explain(settings: Settings, run_id: str) -> dict[str, Any]:
-    """Return which rule decides over a run and why it is kept. Raise OperationError if there is none."""
+def deleted(settings: Settings) -> list[dict[str, Any]]:
+    """Return what is deleted and can still be brought back (journal.deleted)."""
+    with journal.opened(settings) as connection:
+        return journal.deleted(connection)
+
+
+def explain(settings: Settings, name: str) -> dict[str, Any]:
+    """Return which rule decides over a run, model or trace and why it is kept (plan.explain).
+
+    Raise OperationError if there is none.
+    """
     rules = read_policy(settings)
     with journal.opened(settings) as connection:
-        found = plan.explain(connection, rules, run_id)
+        found = plan.explain(connection, rules, name)
     if found is None:
-        raise OperationError(f"there is no run {run_id}", "take the id from the run's page")
+        raise OperationError(f"there is no run, model or trace {name}", "take the id from its page")
     rule = next((rule for rule in rules.rules if rule.name == found["rule"]), None)
-    return {"run": run_id, **found, "rule_says": policy.describe(rule) if rule else None}
+    return {"id": name, **found, "rule_says": policy.describe(rule) if rule else None}
 
 
 def take_inventory(settings: Settings) -> dict[str, Any]:
     """List the bucket and keep whose what is."""
     with journal.opened(settings) as connection:
-        return inventory.take(connection, open_bucket(settings))
+        facts = inventory.take(connection, open_bucket(settings))
+        _note(settings, connection)
+        experiments = usage.report(connection)["experiments"][: usage.LARGEST]
+        return {**facts, "experiments": {row["experiment"]: row["bytes"] for row in experiments}}
+
+
+def _note(settings: Settings, connection: Connection) -> None:
+    """Write what the batches come to where `status` and the metrics find it."""
+    state.write_json(state.cleanup_path(settings.backups), journal.totals(connection))
 
 
 def orphans(settings: Settings) -> dict[str, Any]:
@@ -140,12 +171,14 @@ def _purge(settings: Settings, connection: Connection, rules: Policy) -> dict[st
             "set it in .env to the days that deleted runs stay restorable, then ./stack up",
         )
     before_ms = _before_ms(settings.purge_after_days)
-    _check_backup(settings, before_ms)
+    backup = _proven_backup(settings, before_ms)
     bucket = open_bucket(settings)
     purged = purge.Purge(connection, rules, bucket.name, before_ms)
     purged.run()
     if rules.orphans_after_days:
-        purged.counts["orphan"] += inventory.doom_orphans(connection, rules.orphans_after_days)
+        purged.counts["orphan"] += inventory.doom_orphans(
+            connection, bucket.name, rules.orphans_after_days, backup
+        )
         for upload in inventory.stale_uploads(bucket, rules.orphans_after_days):
             bucket.abort(upload)
             purged.counts["unfinished upload"] += 1
@@ -163,13 +196,14 @@ def _purge(settings: Settings, connection: Connection, rules: Policy) -> dict[st
         "bytes": sum(part.bytes for part in swept),
         "skipped": len(problems),
     }
+    _note(settings, connection)
     if problems:
-        error = FailedError(
-            f"purged ({_counts(facts)}), but {len(problems)} could not be:\n" + "\n".join(problems),
+        shown = problems[:SHOWN] + [f"and {len(problems) - SHOWN} more"] * (len(problems) > SHOWN)
+        raise FailedError(
+            f"purged ({_counts(facts)}), but {len(problems)} could not be:\n" + "\n".join(shown),
             "mend what is named; the next purge tries again",
+            {**facts, "problems": problems[:SHOWN]},
         )
-        error.facts = facts  # type: ignore[attr-defined]
-        raise error
     return facts
 
 
@@ -177,8 +211,11 @@ def _counts(facts: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in facts.items())
 
 
-def _check_backup(settings: Settings, before_ms: int) -> None:
-    """Raise OperationError unless a set that has all that will go was read back or restored well."""
+def _proven_backup(settings: Settings, before_ms: int) -> datetime:
+    """Return the moment of a set that has all that will go and was read back or restored well.
+
+    Raise OperationError if there is none.
+    """
     results = state.results(settings.backups)
     for job in PROVING_JOBS:
         result = results.get(job)
@@ -189,7 +226,7 @@ def _check_backup(settings: Settings, before_ms: int) -> None:
         except OperationError:
             continue
         if moment.timestamp() * 1000 >= before_ms:
-            return
+            return moment
     raise OperationError(
         "no verified backup is as young as what would be purged: after a purge only a backup helps;"
         " nothing was changed",
