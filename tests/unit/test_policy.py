@@ -183,7 +183,7 @@ TRACES = f"{NAME}action = 'delete-traces'\nolder_than_days = 1\n"
         (
             f"{RUNS}status = ['FAILED', 'RUNNING']",
             5,
-            "status has RUNNING: mark-killed comes before delete-runs",
+            "status has RUNNING: mark-killed comes before",
         ),
         (f"{KILL}older_than_days = 1", 5, "older_than_days does not belong to mark-killed"),
         (
