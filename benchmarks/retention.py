@@ -10,20 +10,13 @@ is the process's own (VmHWM).
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
 import statistics
-import sys
-import tempfile
 import time
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
-
-from kit import history  # noqa: E402
-from kit.stack import Stack, free_port  # noqa: E402
+from common import parser, spread, throwaway
+from kit import history
+from kit.stack import Stack
 
 GC = """
 import resource, runpy, sys
@@ -55,6 +48,8 @@ def make(stack: Stack, label: str, runs: int) -> None:
         " deleted_time = ((extract(epoch FROM now()) - 864000) * 1000)::bigint"
         " WHERE lifecycle_stage = 'active'"
     )
+    stack.verb("cleanup", "list")  # they are known now
+    history.forget_that_it_is_new(stack)
     stack.psql("VACUUM ANALYZE")
     stack.psql("CHECKPOINT")
 
@@ -74,21 +69,15 @@ def timed(stack: Stack, service: str, script: str) -> tuple[float, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--runs", type=int, default=2000)
-    arguments = parser.parse_args()
-    settings = Path(tempfile.mkdtemp()) / "env"
-    settings.write_text("")
-    stack = Stack("bench-retention", free_port(), settings, "latest")
+    arguments_of = parser(__doc__)
+    arguments_of.add_argument("--runs", type=int, default=2000)
+    arguments = arguments_of.parse_args()
     ways = {"gc": ("mlflow", GC), "purge": ("cron", PURGE)}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     memory: dict[str, int] = dict.fromkeys(ways, 0)
-    try:
-        stack.verb("up", "--yes", timeout=1800)
+    with throwaway("retention") as stack:
         for number in range(arguments.rounds):
-            names = list(ways) if number % 2 else list(reversed(ways))
-            for name in names:
+            for name in list(ways) if number % 2 else list(reversed(ways)):
                 make(stack, f"{number} {name}", arguments.runs)
                 stack.verb("backup", "run")
                 stack.verb("backup", "verify")
@@ -98,18 +87,10 @@ def main() -> None:
                 assert after[0] == 0, (name, before, after)
                 seconds[name].append(spent)
                 memory[name] = max(memory[name], peak)
-                print(
-                    f"{name:<6} {spent:6.1f} s, {peak} MB, runs and objects {before} -> {after}", flush=True
-                )
-        medians = {name: statistics.median(values) for name, values in seconds.items()}
-        report = {
-            name: f"{medians[name]:.2f} s [{min(values):.2f}-{max(values):.2f}], peak {memory[name]} MB"
-            for name, values in seconds.items()
-        }
-        print(json.dumps(report, indent=1))
-        print(f"gc / purge: {medians['gc'] / medians['purge']:.1f}")
-    finally:
-        stack.compose("down", "--volumes", check=False)
+                print(f"{name}: {spent:.1f} s, {peak} MB, runs and objects {before}, {after}", flush=True)
+    for name, values in seconds.items():
+        print(spread(name, values, f"s, peak {memory[name]} MB,"))
+    print(f"gc / purge {statistics.median(seconds['gc']) / statistics.median(seconds['purge']):.1f}")
 
 
 if __name__ == "__main__":

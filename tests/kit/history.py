@@ -236,6 +236,8 @@ def _grow_old(history: History) -> None:
         f"UPDATE runs SET start_time = start_time - {shift}, end_time = end_time - {shift},"
         f" deleted_time = deleted_time - {shift} WHERE run_uuid IN ({names})"
         " OR status IN ('FAILED', 'RUNNING');"
+        "UPDATE logged_models SET last_updated_timestamp_ms ="
+        " last_updated_timestamp_ms - 91 * 86400000::bigint;"
         "UPDATE experiments SET last_update_time = last_update_time - 91 * 86400000::bigint"
         " WHERE lifecycle_stage = 'deleted';"
     )

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import threading
-import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pytest
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 
 from kit import history as kit_history
 from kit.door import docker
@@ -22,6 +21,8 @@ from kit.writer import Writer
 
 BULK = 2000
 DAY_MS = 86_400_000
+FIRST_CHUNK = 20
+"""Runs in the first transaction of a purge (stackops.retention.purge)."""
 
 
 @pytest.fixture(scope="module")
@@ -116,9 +117,11 @@ def test_every_protection_is_explained(aged: History) -> None:
         found = verb(aged, "cleanup", "explain", run_id)
         assert words in found["kept_because"], (run_id, found)
     gone = sorted(aged.of(GONE))[0]
+    for model, fate in aged.models.items():
+        assert verb(aged, "cleanup", "explain", model)["doomed"] == (fate == GONE), model
     found = verb(aged, "cleanup", "explain", gone)
     assert (found["rule"], found["doomed"], found["kept_because"]) == ("default", True, None)
-    assert "there is no run nowhere" in refused(aged, "cleanup", "explain", "nowhere")
+    assert "there is no run, model or trace nowhere" in refused(aged, "cleanup", "explain", "nowhere")
 
 
 def test_the_first_scheduled_batch_waits_and_status_says_so(aged: History, before: tuple) -> None:
@@ -179,8 +182,29 @@ def _let_a_day_pass(aged: History) -> None:
     aged.stack.psql(
         f"UPDATE runs SET deleted_time = deleted_time - 2 * {DAY_MS}"
         f" WHERE deleted_time > extract(epoch FROM now()) * 1000 - {DAY_MS};"
-        "UPDATE stackops.batch_items SET done = done - interval '2 days'"
+        "UPDATE stackops.batch_items SET done = done - interval '2 days';"
+        "UPDATE stackops.known_runs SET since = since - interval '2 days'"
     )
+
+
+@contextmanager
+def journal_locked(aged: History) -> Iterator[None]:
+    """Hold the journal's table: a purge waits within its transaction, just before it commits."""
+    query = "BEGIN; LOCK TABLE stackops.doomed_objects; SELECT pg_sleep(600)"
+    psql = ("psql", "-h", "/run/postgresql", "-U", "postgres", "-d", "mlflow", "-Atqc", query)
+    aged.stack.compose("exec", "-T", "--detach", "postgres", *psql)
+    held = "SELECT count(*) FROM pg_locks WHERE granted AND mode = 'AccessExclusiveLock'"
+    held += " AND relation = 'stackops.doomed_objects'::regclass"
+    poll(lambda: aged.stack.psql(held) == "1", seconds=30, what="the journal is locked")
+    yield
+    aged.stack.psql(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'BEGIN; LOCK TABLE %'"
+    )
+
+
+def waits_for_the_journal(aged: History) -> bool:
+    query = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+    return aged.stack.psql(f"{query} AND relation = 'stackops.doomed_objects'::regclass") != "0"
 
 
 def test_a_purge_that_is_killed_is_finished_by_the_next_one(aged: History) -> None:
@@ -197,16 +221,8 @@ def test_a_purge_that_is_killed_is_finished_by_the_next_one(aged: History) -> No
         docker("rm", "--force", name)
 
     rows = len(stored(aged))
-    query = "BEGIN; LOCK TABLE stackops.doomed_objects; SELECT pg_sleep(600)"
-    psql = ("psql", "-h", "/run/postgresql", "-U", "postgres", "-d", "mlflow", "-Atqc", query)
-    aged.stack.compose("exec", "-T", "--detach", "postgres", *psql)
-    waiting = (
-        "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'stackops.doomed_objects'::regclass"
-    )
-    purge_until(lambda: aged.stack.psql(waiting) != "0")
-    aged.stack.psql(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'BEGIN; LOCK TABLE %'"
-    )
+    with journal_locked(aged):
+        purge_until(lambda: waits_for_the_journal(aged))
     assert len(stored(aged)) == rows
 
     docker("pause", aged.stack.container("minio"))
@@ -252,49 +268,47 @@ def test_a_purge_beside_clients_frees_all_that_is_gone_and_nothing_else(
     assert "deleted with a model" in remaining
 
 
-def test_a_run_that_is_registered_restored_or_odd_during_a_purge_stays(
+def test_a_run_that_is_restored_and_registered_during_a_purge_stays(
     aged: History, client: MlflowClient
 ) -> None:
+    """While the purge holds the first runs, just before its commit, clients take up the others."""
     experiment = client.create_experiment("races")
-    runs = []
-    for number in range(40):
-        run = client.create_run(experiment)
-        client.log_text(run.info.run_id, str(number), "a.txt")
-        client.set_terminated(run.info.run_id)
-        client.delete_run(run.info.run_id)
-        runs.append(run)
-    odd = runs[0].info.run_id
+    runs: dict[str, str] = {}
+    for number in range(FIRST_CHUNK + 8):
+        run = client.create_run(experiment).info
+        client.log_text(run.run_id, str(number), "a.txt")
+        client.set_terminated(run.run_id)
+        client.delete_run(run.run_id)
+        runs[run.run_id] = run.artifact_uri
+    order = sorted(runs)
+    first, taken_up = order[:FIRST_CHUNK], order[FIRST_CHUNK:]
+    odd = first.pop()
     aged.stack.psql(f"UPDATE runs SET artifact_uri = 's3://elsewhere/x' WHERE run_uuid = '{odd}'")
+    assert {one["id"] for one in verb(aged, "cleanup", "deleted")} >= set(runs)  # they are known now
     _let_a_day_pass(aged)
     client.create_registered_model("racing")
-    outcome: dict[str, str] = {}
-
-    def race() -> None:
-        for run in runs[1:]:
-            run_id = run.info.run_id
-            try:
+    with ThreadPoolExecutor(1) as pool:
+        with journal_locked(aged):
+            purge = pool.submit(
+                lambda: aged.stack.verb(
+                    "cleanup", "purge", "--json", check=False, RETENTION_PURGE_AFTER_DAYS="1"
+                )
+            )
+            poll(lambda: waits_for_the_journal(aged), seconds=60, what="the purge is about to commit")
+            for run_id in taken_up:
                 client.restore_run(run_id)
-                client.create_model_version("racing", f"{run.info.artifact_uri}", run_id)
-                outcome[run_id] = "kept"
-            except MlflowException:
-                outcome[run_id] = "gone"
-
-    thread = threading.Thread(target=race)
-    thread.start()
-    time.sleep(0.5)
-    done = aged.stack.verb("cleanup", "purge", "--json", check=False, RETENTION_PURGE_AFTER_DAYS="1")
-    thread.join()
+                client.create_model_version("racing", f"{runs[run_id]}", run_id)
+        done = purge.result()
     assert done.returncode == 1
     assert f"run {odd}: its artifacts are at s3://elsewhere/x" in done.stderr
-    assert odd in stored(aged)
-    assert set(outcome) == {run.info.run_id for run in runs[1:]}
-    for run in runs[1:]:
-        run_id = run.info.run_id
-        if outcome[run_id] == "kept":
-            assert client.get_run(run_id).info.lifecycle_stage == "active"
-            assert mlflow.artifacts.load_text(f"runs:/{run_id}/a.txt")
-        else:
-            assert run_id not in stored(aged)
+    found = json.loads(done.stdout)
+    assert (found["runs"], found["skipped"]) == (len(first), 1)
+    left = stored(aged)
+    assert left.isdisjoint(first)
+    assert left >= {odd, *taken_up}
+    for run_id in taken_up:
+        assert client.get_run(run_id).info.lifecycle_stage == "active"
+        assert mlflow.artifacts.load_text(f"runs:/{run_id}/a.txt")
     aged.stack.psql(f"UPDATE runs SET lifecycle_stage = 'active' WHERE run_uuid = '{odd}'")
 
 

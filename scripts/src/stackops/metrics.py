@@ -30,7 +30,7 @@ def local_now() -> datetime:
 
 
 class StateCollector(Collector):
-    """Gauges from the state files; the names are listed in docs/operations.md."""
+    """Gauges from the state files; the names are in docs/backup.md and docs/retention.md."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
