@@ -5,8 +5,10 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pgserver
 import psycopg2
@@ -16,9 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg2.extensions import connection as Connection  # noqa: N812
 
-from stackops.errors import OperationError
-from stackops.retention import cleanup, inventory, journal, keep, plan, policy, purge, sweep
+from stackops import state
+from stackops.errors import FailedError, OperationError
+from stackops.retention import cleanup, inventory, journal, keep, plan, policy, purge, sweep, verbs
 from stackops.retention.places import of_key
+from stackops.settings import Settings, read_settings
 
 HOUR_MS = 3_600_000
 NOW_MS = int(time.time() * 1000)
@@ -979,3 +983,69 @@ def test_a_cleanup_and_purge_killed_at_any_statement_are_finished_by_the_next(co
         work(connection, bucket)
         assert state(bucket) == expected, points
     assert points > 80
+
+
+# The verbs.
+
+
+@pytest.fixture
+def stack_settings(connection: Connection, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Settings:
+    """Settings of a stack whose database is this one and whose bucket is empty; purges after a day."""
+
+    @contextmanager
+    def ours(*_: object, **__: object) -> Iterator[Connection]:
+        yield connection
+
+    secrets = tmp_path / "secrets"
+    secrets.mkdir()
+    (secrets / "retention.toml").write_text("")
+    monkeypatch.setattr(verbs.journal, "opened", ours)
+    monkeypatch.setattr(verbs.postgres, "maintenance_lock", ours)
+    monkeypatch.setattr(verbs, "open_bucket", lambda _: Listed([]))
+    return replace(
+        read_settings({}),
+        secrets=secrets,
+        backups=tmp_path / "backups",
+        purge_after_days=1,
+        retention_days=90,
+    )
+
+
+def test_a_scheduled_cleanup_says_what_it_did_when_its_purge_may_not_be(
+    connection: Connection, stack_settings: Settings
+) -> None:
+    run = Run(1, "FINISHED", True, True, "", None, False, None)
+    store(connection, World([run]))
+    with pytest.raises(FailedError, match="is waiting; the purge: no verified backup") as failed:
+        verbs.run(stack_settings, scheduled=True)
+    waiting = failed.value.facts
+    assert (waiting["state"], waiting["purged"]) == ("waiting", {})
+    noted = state.read_json(state.cleanup_path(stack_settings.backups))
+    assert noted["waiting"]["batch"] == waiting["batch"]
+    assert verbs.approve(stack_settings, waiting["batch"])["done"] == {"run": 1}
+    noted = state.read_json(state.cleanup_path(stack_settings.backups))
+    assert (noted["waiting"], noted["deleted_runs"]) == (None, 1)
+
+
+def test_a_purge_that_could_not_do_all_says_what_it_did(
+    connection: Connection, stack_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [Run(number, "FINISHED", True, True, "long ago", None, False, 1.0) for number in range(3)]
+    store(connection, World(runs))
+    with connection, connection.cursor() as cursor:
+        cursor.execute("UPDATE runs SET artifact_uri = 'file:///x' WHERE run_uuid = %s", (runs[1].id,))
+    monkeypatch.setattr(verbs, "_proven_backup", lambda *_: datetime.now(UTC))
+    with pytest.raises(FailedError, match="its artifacts are at file:///x") as failed:
+        verbs.purge_now(stack_settings)
+    assert failed.value.facts == {
+        "runs": 2,
+        "models": 0,
+        "traces": 0,
+        "experiments": 0,
+        "orphans": 0,
+        "unfinished_uploads": 0,
+        "objects": 0,
+        "bytes": 0,
+        "skipped": 1,
+        "problems": [f"run {runs[1].id}: its artifacts are at file:///x"],
+    }

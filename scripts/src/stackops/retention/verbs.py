@@ -18,6 +18,8 @@ from stackops.storage import open_bucket
 
 DAY_SECONDS = 86_400
 PROVING_JOBS = ("drill", "verify")
+PURGED = ("run", "model", "trace", "experiment", "orphan", "unfinished_upload")
+"""What a purge counts."""
 SHOWN = 100
 """Problems that a message names."""
 
@@ -181,7 +183,7 @@ def _purge(settings: Settings, connection: Connection, rules: Policy) -> dict[st
         )
         for upload in inventory.stale_uploads(bucket, rules.orphans_after_days):
             bucket.abort(upload)
-            purged.counts["unfinished upload"] += 1
+            purged.counts["unfinished_upload"] += 1
     swept = [sweep.doomed_prefixes(connection, bucket)]
     plan.make(connection, rules)  # as it is now
     swept += [
@@ -191,7 +193,7 @@ def _purge(settings: Settings, connection: Connection, rules: Policy) -> dict[st
     ]
     problems = sorted(purged.problems.union(*(part.problems for part in swept)))
     facts = {
-        **{f"{kind}s": count for kind, count in sorted(purged.counts.items())},
+        **{f"{kind}s": purged.counts[kind] for kind in PURGED},
         "objects": sum(part.objects for part in swept),
         "bytes": sum(part.bytes for part in swept),
         "skipped": len(problems),
