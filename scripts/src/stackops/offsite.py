@@ -27,7 +27,10 @@ SFTP_ARGUMENTS = (
 """What restic tells ssh: the operator's key, and no server but those that the operator named."""
 FETCHING = "state/fetching"
 """Is there while the backup volume is being filled from elsewhere, below that volume."""
-SCRATCH = ("drill", "tree", "objects/damaged", "barman/.locks", "barman/aside", "state/*.lock", FETCHING)
+SCRATCH = (
+    *("drill", "tree", "objects/damaged", "barman/.locks", "barman/aside"),
+    *("state/*.lock", "state/jobs/*.running", FETCHING),
+)
 """What is no part of a backup, below the backup volume."""
 
 
