@@ -43,6 +43,10 @@ def shell(stack: Stack, service: str, command: str) -> str:
 
 def fill(stack: Stack, points: int, objects: int) -> None:
     """Write the points by SQL and the objects (10 kB each) by rclone."""
+    stack.psql(  # MLflow makes it when somebody asks for it
+        "INSERT INTO experiments (experiment_id, name, artifact_location, lifecycle_stage, workspace)"
+        " VALUES (0, 'Default', 'mlflow-artifacts:/0', 'active', 'default') ON CONFLICT DO NOTHING"
+    )
     stack.psql(
         "INSERT INTO runs (run_uuid, name, status, start_time, lifecycle_stage, artifact_uri, experiment_id)"
         " SELECT md5(i::text), 'run' || i, 'FINISHED', 0, 'active', 'mlflow-artifacts:/0/x', 0"

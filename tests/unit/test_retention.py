@@ -188,7 +188,7 @@ def test_the_first_batch_and_a_large_one_wait(runs: int, active: int, first: boo
 
 
 def test_a_batch_that_waits_says_what_to_do() -> None:
-    facts = {"runs": 4812, "bytes": 31_000_000_000}
+    facts = {"runs": 4812, "killed": 0, "traces": 0, "artifact_runs": 0, "bytes": 31_000_000_000}
     said = "cleanup waits for approval: 4,812 runs, 31.0 GB; ./stack cleanup approve 20261121T020000"
     assert show.waiting("20261121T020000", facts) == said
 

@@ -151,7 +151,8 @@ def store(connection: Connection, world: World) -> None:
         cursor.execute("SET LOCAL session_replication_role = origin")
         cursor.execute(
             "INSERT INTO experiments (experiment_id, name, artifact_location, lifecycle_stage, workspace)"
-            " VALUES (1, 'one', 'mlflow-artifacts:/1', 'active', 'default') ON CONFLICT DO NOTHING"
+            " VALUES (1, 'one', 'mlflow-artifacts:/1', 'active', 'default') ON CONFLICT (experiment_id)"
+            " DO UPDATE SET lifecycle_stage = 'active', last_update_time = NULL"
         )
         for run in world.runs:
             _store_run(cursor, run)
@@ -197,7 +198,11 @@ def _store_run(cursor: object, run: Run) -> None:
         ),
     )
     if run.known:
-        cursor.execute("INSERT INTO stackops.known_runs VALUES (%s, now() - interval '200 days')", (run.id,))
+        cursor.execute(
+            "INSERT INTO stackops.known_runs VALUES (%s, now() - interval '200 days', %s,"
+            " CASE WHEN %s THEN now() - interval '200 days' END)",
+            (run.id, bool(run.deleted), run.status == "RUNNING"),
+        )
     cursor.execute("INSERT INTO params VALUES ('p', '1', %s)", (run.id,))
     tags = {"x": "y"}
     if run.tagged:
@@ -412,12 +417,12 @@ def what_rules_say(world: World, rules: policy.Policy) -> tuple[dict[int, policy
         matched = [
             run
             for run in world.runs
-            if not run.deleted
-            and (not rule.status or run.status in rule.status)
+            if (not rule.status or run.status in rule.status)
             and all({"x": "?", "keep": "*"}.get(key) == value for key, value in rule.tags)
             and (run.tagged or "keep" not in dict(rule.tags))
         ]
         by_age = sorted(matched, key=lambda run: (-(OLD_MS if run.old else NOW_MS), run.id))
+        by_age = [run for run in by_age if not run.deleted]
         best = sorted((run for run in by_age if run.loss is not None), key=lambda run: run.loss)
         high = by_age[: rule.keep_last or 0] + best[: rule.keep_best.count if rule.keep_best else 0]
         days = rule.older_than_days or rule.without_metric_for_days
@@ -450,7 +455,7 @@ def test_no_policy_touches_what_is_protected(
     expected = {
         (plan.KINDS[rule.action], world.runs[number].id, rule.name)
         for number, rule in decided.items()
-        if number not in spared and world.runs[number].id not in stays
+        if number not in spared and world.runs[number].id not in stays and not world.runs[number].deleted
     }
     planned = plan.make(connection, rules)
     assert {(item.kind, item.id, item.rule) for item in planned.items} == expected
@@ -548,24 +553,48 @@ class Listed:
         return []
 
 
-NEWLY_KEPT = [
-    "INSERT INTO tags VALUES ('keep', '', '{run}')",
-    "INSERT INTO logged_model_tags VALUES ('m-0001', 1, 'keep', '')",
-    "INSERT INTO inputs (input_uuid, source_type, source_id, destination_type, destination_id)"
+NEWLY_KEPT = {
+    "tag": "INSERT INTO tags VALUES ('keep', '', '{run}')",
+    "parent's tag": "INSERT INTO tags VALUES ('keep', '', '{active}')",
+    "experiment's tag": "INSERT INTO experiment_tags VALUES ('keep', '', 2)",
+    "model's tag": "INSERT INTO logged_model_tags VALUES ('m-0001', 2, 'keep', '')",
+    "input": "INSERT INTO inputs (input_uuid, source_type, source_id, destination_type, destination_id)"
     " VALUES ('i', 'RUN_INPUT', '{active}', 'MODEL_INPUT', 'm-0001')",
-    "INSERT INTO entity_associations (association_id, source_type, source_id, destination_type,"
+    "output": "INSERT INTO inputs (input_uuid, source_type, source_id, destination_type, destination_id)"
+    " VALUES ('i', 'RUN_OUTPUT', '{active}', 'MODEL_OUTPUT', 'm-0001')",
+    "trace": "INSERT INTO entity_associations (association_id, source_type, source_id, destination_type,"
     " destination_id, created_time) VALUES ('a', 'trace', 'tr-1', 'run', '{run}', 1)",
-]
+    "parent's trace": "INSERT INTO entity_associations (association_id, source_type, source_id,"
+    " destination_type, destination_id, created_time) VALUES ('a', 'trace', 'tr-1', 'run', '{active}', 1)",
+    "assessment": "INSERT INTO assessments (assessment_id, trace_id, name, assessment_type, value,"
+    " created_timestamp, last_updated_timestamp, source_type, source_id, valid, assessment_metadata)"
+    " VALUES ('a-1', 'tr-0', 'good', 'feedback', '1', 1, 1, 'HUMAN', 'ada', true,"
+    ' \'{{"mlflow.assessment.sourceRunId": "{run}"}}\')',
+    "metric of a kept model": "INSERT INTO logged_model_metrics (model_id, metric_name, metric_timestamp_ms,"
+    " metric_step, metric_value, experiment_id, run_id) VALUES ('m-0002', 'f1', 1, 0, 1, 2, '{run}')",
+}
+TWO = """
+INSERT INTO experiments (experiment_id, name, artifact_location, lifecycle_stage, workspace)
+    VALUES (2, 'two', 'mlflow-artifacts:/2', 'active', 'default') ON CONFLICT DO NOTHING;
+UPDATE runs SET experiment_id = 2, artifact_uri = replace(artifact_uri, ':/1/', ':/2/')
+    WHERE run_uuid = %(run)s;
+UPDATE logged_models SET experiment_id = 2, artifact_location = replace(artifact_location, ':/1/', ':/2/');
+UPDATE logged_model_tags SET experiment_id = 2;
+INSERT INTO trace_info (request_id, experiment_id, timestamp_ms, status) VALUES ('tr-0', 1, 1, 'OK');
+"""
 
 
-@pytest.mark.parametrize("statement", NEWLY_KEPT, ids=["tag", "model's tag", "input", "trace"])
+@pytest.mark.parametrize("statement", NEWLY_KEPT.values(), ids=NEWLY_KEPT)
 def test_what_is_tagged_or_linked_while_rows_go_stays(
     connection: Connection, monkeypatch: pytest.MonkeyPatch, statement: str
 ) -> None:
-    doomed = Run(0, "FINISHED", True, True, "long ago", None, False, 1.0)
+    doomed = Run(0, "FINISHED", True, True, "long ago", 2, False, 1.0)
     other = Run(1, "FINISHED", True, True, "long ago", None, False, 1.0)
     active = Run(2, "RUNNING", True, True, "", None, False, 1.0)
-    store(connection, World([doomed, other, active], [Model(0, None, False), Model(1, 0, False)]))
+    models = [Model(0, None, False), Model(1, 0, False), Model(2, None, True)]
+    store(connection, World([doomed, other, active], models))
+    with connection, connection.cursor() as cursor:
+        cursor.execute(TWO, {"run": doomed.id})
     original = purge.due
     done = []
 
@@ -582,7 +611,7 @@ def test_what_is_tagged_or_linked_while_rows_go_stays(
     work.run()
     assert work.problems == set()
     assert ids(connection, "SELECT run_uuid FROM runs") == {doomed.id, active.id}
-    assert ids(connection, "SELECT model_id FROM logged_models") == {"m-0000", "m-0001"}
+    assert ids(connection, "SELECT model_id FROM logged_models") == {"m-0000", "m-0001", "m-0002"}
 
 
 CHECKPOINTS = """
@@ -613,8 +642,9 @@ def test_checkpoints_go_but_not_young_ones_nor_those_of_a_run_that_goes_on(
             cursor.execute("UPDATE runs SET status = 'RUNNING'")
     with connection, connection.cursor() as cursor:
         cursor.execute("UPDATE stackops.batch_items SET done = done - interval '2 hours'")
-    plan.make(connection, rules)
-    swept = sweep.doomed_artifacts(connection, bucket, rules.rules[0], int(time.time() * 1000) - HOUR_MS)
+    swept = sweep.doomed_artifacts(
+        connection, bucket, rules, rules.rules[0], int(time.time() * 1000) - HOUR_MS
+    )
     assert swept.problems == set()
     assert bucket.keys == ([old, young, model] if taken_up else [young, model])
 
@@ -720,7 +750,7 @@ def test_a_rule_that_changed_its_meaning_decides_anew(connection: Connection) ->
 
     def purge_all(rules: policy.Policy) -> None:
         plan.make(connection, rules)
-        sweep.doomed_artifacts(connection, bucket, rules.rules[0], int(time.time() * 1000) + HOUR_MS)
+        sweep.doomed_artifacts(connection, bucket, rules, rules.rules[0], int(time.time() * 1000) + HOUR_MS)
 
     cleanup.run(
         connection,
@@ -1049,3 +1079,214 @@ def test_a_purge_that_could_not_do_all_says_what_it_did(
         "skipped": 1,
         "problems": [f"run {runs[1].id}: its artifacts are at file:///x"],
     }
+
+
+# Artifacts that a rule dooms, beside clients.
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE runs SET status = 'RUNNING'",
+        "INSERT INTO tags VALUES ('keep', '', '{run}')",
+        "INSERT INTO model_versions (name, version, workspace, source, current_stage, creation_time,"
+        " last_updated_time, status) VALUES ('a name', 1, 'default',"
+        " 'mlflow-artifacts:/1/{run}/artifacts/checkpoints/best', 'None', 1, 1, 'READY')",
+    ],
+    ids=["taken up", "tagged", "registered"],
+)
+def test_artifacts_of_a_run_that_comes_to_be_kept_meanwhile_stay(
+    connection: Connection, statement: str
+) -> None:
+    runs = [Run(number, "FINISHED", True, True, "", None, False, None) for number in range(2)]
+    store(connection, World(runs))
+    rules = policy.parse(CHECKPOINTS, 90)
+    cleanup.run(connection, rules, scheduled=False, now=datetime.now(UTC))
+
+    class Slow(Listed):
+        def below(self, prefixes: list[str]) -> Iterator[tuple[str, str, int, datetime]]:
+            found = list(super().below(prefixes))
+            with connection, connection.cursor() as cursor:
+                cursor.execute(statement.format(run=runs[1].id))
+            yield from found
+
+    if statement.startswith("UPDATE"):
+        statement += f" WHERE run_uuid = '{runs[1].id}'"
+    keys = [f"artifacts/1/{run.id}/artifacts/checkpoints/best" for run in runs]
+    bucket = Slow(list(keys))
+    swept = sweep.doomed_artifacts(
+        connection, bucket, rules, rules.rules[0], int(time.time() * 1000) + HOUR_MS
+    )
+    assert bucket.keys == keys[1:]
+    assert swept.objects == 1
+
+
+def test_artifacts_that_two_runs_share_stay(connection: Connection) -> None:
+    runs = [Run(number, "FINISHED", True, True, "", None, number == 1, None) for number in range(2)]
+    store(connection, World(runs))
+    with connection, connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE runs SET artifact_uri = %s WHERE run_uuid = %s",
+            (f"mlflow-artifacts:/1/{runs[0].id}/artifacts/checkpoints", runs[1].id),
+        )
+    rules = policy.parse(CHECKPOINTS, 90)
+    cleanup.run(connection, rules, scheduled=False, now=datetime.now(UTC))
+    key = f"artifacts/1/{runs[0].id}/artifacts/checkpoints/best"
+    bucket = Listed([key])
+    swept = sweep.doomed_artifacts(
+        connection, bucket, rules, rules.rules[0], int(time.time() * 1000) + HOUR_MS
+    )
+    assert bucket.keys == [key]
+    assert "another record has its artifacts there" in " ".join(swept.problems)
+
+
+def test_artifacts_that_a_run_writes_later_are_noted_again(connection: Connection) -> None:
+    run = Run(1, "FINISHED", True, True, "", None, False, None)
+    store(connection, World([run]))
+    rules = policy.parse(CHECKPOINTS, 90)
+    cleanup.run(connection, rules, scheduled=False, now=datetime.now(UTC))
+    bucket = Listed([f"artifacts/1/{run.id}/artifacts/checkpoints/1"])
+    sweep.doomed_artifacts(connection, bucket, rules, rules.rules[0], int(time.time() * 1000) + HOUR_MS)
+    assert plan.make(connection, rules).items == []
+    with connection, connection.cursor() as cursor:
+        cursor.execute("UPDATE stackops.batch_items SET done = now() - interval '300 days'")
+    assert plan.make(connection, rules).of("artifacts")  # it ended after that
+
+
+# Records elsewhere.
+
+
+def test_a_trace_elsewhere_stays_and_one_of_mlflow_2_goes_with_its_objects(connection: Connection) -> None:
+    store(connection, World([]))
+    old = "0123456789abcdef" * 2
+    with connection, connection.cursor() as cursor:
+        cursor.execute("UPDATE experiments SET lifecycle_stage = 'deleted', last_update_time = 1")
+        places = {"tr-1": "s3://else/1/traces/tr-1", old: f"mlflow-artifacts:/1/traces/{old}/artifacts"}
+        for name, uri in places.items():
+            cursor.execute(
+                "INSERT INTO trace_info (request_id, experiment_id, timestamp_ms, status)"
+                " VALUES (%s, 1, 1, 'OK')",
+                (name,),
+            )
+            cursor.execute("INSERT INTO trace_tags VALUES ('mlflow.artifactLocation', %s, %s)", (uri, name))
+    work = purge.Purge(connection, policy.default(90), "mlflow", NOW_MS)
+    work.run()
+    assert work.problems == {"trace tr-1: its artifacts are at s3://else/1/traces/tr-1"}
+    assert ids(connection, "SELECT request_id FROM trace_info") == {"tr-1"}
+    assert ids(connection, "SELECT prefix FROM stackops.doomed_objects") == {f"artifacts/1/traces/{old}/"}
+
+
+def test_a_run_whose_model_is_elsewhere_stays_with_all_its_models(connection: Connection) -> None:
+    runs = [Run(number, "FINISHED", True, True, "long ago", None, False, 1.0) for number in range(2)]
+    store(connection, World(runs, [Model(0, 0, False), Model(1, 0, False), Model(2, 1, False)]))
+    with connection, connection.cursor() as cursor:
+        cursor.execute("UPDATE logged_models SET artifact_location = 's3://else/m' WHERE model_id = 'm-0000'")
+    for _ in range(2):
+        work = purge.Purge(connection, policy.default(90), "mlflow", NOW_MS)
+        work.run()
+        assert work.problems == {"model m-0000: its artifacts are at s3://else/m"}
+    assert ids(connection, "SELECT run_uuid FROM runs") == {runs[0].id}
+    assert ids(connection, "SELECT model_id FROM logged_models") == {"m-0000", "m-0001"}
+    prefixes = ids(connection, "SELECT prefix FROM stackops.doomed_objects")
+    assert prefixes == {f"artifacts/1/{runs[1].id}/artifacts/", "artifacts/1/models/m-0002/"}
+
+
+# Odd rows, lost connections.
+
+
+def test_empty_links_stop_nothing(connection: Connection) -> None:
+    runs = [Run(number, "FINISHED", True, True, "", None, number == 0, None) for number in range(3)]
+    store(connection, World(runs))
+    with connection, connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO tags VALUES ('mlflow.parentRunId', '', %s), ('mlflow.parentRunId', NULL, %s)",
+            (runs[1].id, runs[0].id),
+        )
+        cursor.execute("INSERT INTO tags VALUES ('mlflow.parentRunId', '', %s)", (runs[2].id,))
+        cursor.execute(
+            "INSERT INTO trace_info (request_id, experiment_id, timestamp_ms, status)"
+            " VALUES ('tr-0', 1, 1, 'OK')"
+        )
+        cursor.execute(NEWLY_KEPT["assessment"].format(run=""))
+    assert {item.id for item in plan.make(connection, policy.default(90)).items} == {runs[1].id, runs[2].id}
+
+
+def test_a_database_that_goes_away_is_no_records_fault(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [Run(number, "FINISHED", True, True, "long ago", None, False, 1.0) for number in range(3)]
+    store(connection, World(runs))
+    own = psycopg2.connect(connection.dsn)
+    work = purge.Purge(own, policy.default(90), "mlflow", NOW_MS)
+    original = purge.Purge._places
+
+    def places(self: purge.Purge, *given: object) -> object:
+        with connection, connection.cursor() as cursor:
+            cursor.execute("SELECT pg_terminate_backend(%s)", (own.info.backend_pid,))
+        return original(self, *given)
+
+    monkeypatch.setattr(purge.Purge, "_places", places)
+    with pytest.raises((psycopg2.OperationalError, psycopg2.InterfaceError)):
+        work.run()
+    assert work.problems == set()
+
+
+# Time again for what was brought back.
+
+
+def test_what_is_undone_has_its_time_again(connection: Connection) -> None:
+    stuck = Run(0, "RUNNING", True, True, "", None, False, None)
+    done = Run(1, "FINISHED", True, True, "", None, False, None)
+    store(connection, World([stuck, done]))
+    with connection, connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO trace_info (request_id, experiment_id, timestamp_ms, status)"
+            " VALUES ('tr-0', 1, 1, 'OK')"
+        )
+    stuck_rule = '[[rules]]\nname = "s"\naction = "mark-killed"\nwithout_metric_for_days = 90\n'
+    traces = '[[rules]]\nname = "t"\naction = "delete-traces"\nolder_than_days = 90\n'
+    rules = policy.parse(CHECKPOINTS + stuck_rule + traces, 90)
+    batch = cleanup.run(connection, rules, scheduled=False, now=datetime.now(UTC))
+    assert batch["done"] == {"artifacts": 1, "killed": 1, "trace": 1}
+    journal.learn_runs(connection)
+    assert set(cleanup.undo(connection, batch["batch"])["undone"]) == {"artifacts", "killed", "trace"}
+    journal.learn_runs(connection)
+    assert plan.make(connection, rules).items == []
+
+
+def test_a_run_that_a_person_deleted_and_restored_is_new_again(connection: Connection) -> None:
+    run = Run(1, "FINISHED", True, True, "", None, False, None)
+    store(connection, World([run]))
+    for stage in ("deleted", "active"):
+        with connection, connection.cursor() as cursor:
+            cursor.execute("UPDATE runs SET lifecycle_stage = %s", (stage,))
+        journal.learn_runs(connection)
+    assert plan.make(connection, policy.default(90)).items == []
+
+
+def test_a_run_that_was_taken_up_again_is_not_stuck_at_once(connection: Connection) -> None:
+    run = Run(1, "FINISHED", True, True, "", None, False, None)
+    store(connection, World([run]))
+    rules = policy.parse('[[rules]]\nname = "s"\naction = "mark-killed"\nwithout_metric_for_days = 7\n', 90)
+    with connection, connection.cursor() as cursor:
+        cursor.execute("UPDATE runs SET status = 'RUNNING'")  # MLflow leaves the old end
+    journal.learn_runs(connection)
+    assert plan.make(connection, rules).items == []
+    with connection, connection.cursor() as cursor:
+        cursor.execute("UPDATE stackops.known_runs SET running_since = running_since - interval '8 days'")
+    assert [item.kind for item in plan.make(connection, rules).items] == ["killed"]
+
+
+def test_the_first_scheduled_batch_waits_even_after_one_by_hand(connection: Connection) -> None:
+    runs = [Run(number, "FINISHED", True, True, "", None, False, None) for number in range(2)]
+    store(connection, World(runs[:1]))
+    rules = policy.default(90)
+    cleanup.run(connection, rules, scheduled=False, now=datetime.now(UTC))
+    with connection, connection.cursor() as cursor:
+        _store_run(cursor, runs[1])
+    first = cleanup.run(connection, rules, scheduled=True, now=datetime.now(UTC))
+    assert first["state"] == journal.WAITING
+    cleanup.approve(connection, rules, first["batch"])
+    with connection, connection.cursor() as cursor:
+        cursor.execute("UPDATE runs SET lifecycle_stage = 'active', deleted_time = NULL")
+    assert cleanup.run(connection, rules, scheduled=True, now=datetime.now(UTC))["state"] == journal.DONE

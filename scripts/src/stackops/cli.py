@@ -282,16 +282,20 @@ def main() -> None:
     except OperationError as error:
         if arguments.debug:
             raise
+        if getattr(arguments, "json", False):
+            print(
+                json.dumps(
+                    {**getattr(error, "facts", {}), "error": str(error), "fix": error.fix}, default=str
+                )
+            )
         status = STATUS_REFUSED
         if isinstance(error, BusyError):
             status = STATUS_BUSY
         elif isinstance(error, FailedError):
             status = STATUS_FAILED
-            if error.facts and getattr(arguments, "json", False):
-                print(json.dumps(error.facts, default=str))
         _say("REFUSED" if status == STATUS_REFUSED else "error", str(error), error.fix)
         raise SystemExit(status) from None
-    except (OSError, psycopg2.OperationalError) as error:
+    except (OSError, psycopg2.Error) as error:
         if arguments.debug:
             raise
         fix = "has the volume room? is the database up? ./stack status; --debug shows where it was"

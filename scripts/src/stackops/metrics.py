@@ -85,9 +85,8 @@ class StateCollector(Collector):
         found = state.read_json(state.cleanup_path(self._settings.backups))
         if found is None:  # no batch and no inventory yet
             return
-        waiting = found["waiting"] or {}
         yield GaugeMetricFamily(
-            "stack_cleanup_waiting_runs", "Runs of the batch that waits for approval", waiting.get("runs", 0)
+            "stack_cleanup_waiting", "1 if a batch waits for approval", float(found["waiting"] is not None)
         )
         yield GaugeMetricFamily(
             "stack_cleanup_deleted_runs",

@@ -72,8 +72,18 @@ def status(settings: Settings) -> dict[str, Any]:
 
 def _waiting_cleanup(settings: Settings) -> str:
     """Return what a batch of cleanup that waits for approval says, or ""."""
-    waiting = (state.read_json(state.cleanup_path(settings.backups)) or {}).get("waiting")
-    return show.waiting(waiting["batch"], waiting) if waiting else ""
+    try:
+        with closing(postgres.connect(settings)) as connection:
+            if postgres.fetch_one(connection, "SELECT to_regclass('stackops.batches')")[0] is None:
+                return ""
+            row = postgres.fetch_one(
+                connection,
+                "SELECT batch, facts FROM stackops.batches WHERE state = 'waiting'"
+                " ORDER BY made DESC LIMIT 1",
+            )
+    except FailedError:
+        return ""  # said by others
+    return show.waiting(*row) if row else ""
 
 
 def _late(settings: Settings, job: str, result: state.JobResult | None, following: datetime) -> str:

@@ -57,10 +57,16 @@ class Settings:
         return self.data / "kept"
 
 
+MOST = 100_000
+"""The largest number of days and the like: 274 years."""
+
+
 def _positive(environment: Mapping[str, str], name: str, default: int) -> int:
     text = environment.get(name, "") or str(default)
-    if not text.isdecimal() or int(text) < 1:
-        raise OperationError(f"{name} is '{text}', not a whole number from 1", f"correct {name} in .env")
+    if not text.isdecimal() or not 1 <= int(text) <= MOST:
+        raise OperationError(
+            f"{name} is '{text}', not a whole number from 1 to {MOST}", f"correct {name} in .env"
+        )
     return int(text)
 
 

@@ -14,7 +14,7 @@ from psycopg2.extensions import connection as Connection  # noqa: N812
 
 from stackops.errors import OperationError
 from stackops.retention import journal, plan
-from stackops.retention.journal import DONE, REPLACED, RUNNING, UNDONE, WAITING, Item
+from stackops.retention.journal import DONE, REPLACED, RUNNING, UNDOING, UNDONE, WAITING, Item
 from stackops.retention.policy import Policy
 
 CHUNK = 500
@@ -61,19 +61,24 @@ def run(connection: Connection, policy: Policy, *, scheduled: bool, now: datetim
     """Plan a batch and carry it out, or let it wait for approval. Return its facts."""
     planned = plan.make(connection, policy)
     before = journal.batches(connection)
+    finished = {}
     for batch in before:
         if batch.state == RUNNING:  # it was interrupted
-            _carry_out(connection, batch.batch, planned)
+            finished[batch.batch] = _carry_out(connection, batch.batch, planned)
             planned = plan.make(connection, policy)
     for batch in before:
         if batch.state == WAITING:
             journal.set_state(connection, batch.batch, REPLACED)
-    facts = facts_of(planned)
+    facts = facts_of(planned) | {"scheduled": scheduled, "finished": finished}
     if not planned.items:
         return {"batch": None, "state": "nothing to do", **facts}
-    first = not any(batch.state in {RUNNING, DONE, UNDONE} for batch in before)
+    first = not any(
+        batch.facts.get("scheduled") and batch.state not in {WAITING, REPLACED} for batch in before
+    )
     waits = scheduled and needs_approval(planned, first=first)
     name = now.strftime("%Y%m%dT%H%M%S")
+    while name in {batch.batch for batch in before}:
+        name += "b"
     journal.write_batch(connection, name, WAITING if waits else RUNNING, facts, planned.items)
     if waits:
         return {"batch": name, "state": WAITING, **facts}
@@ -93,8 +98,9 @@ def approve(connection: Connection, policy: Policy, name: str) -> dict[str, Any]
 def undo(connection: Connection, name: str) -> dict[str, Any]:
     """Bring back what a batch deleted and is still there. Return how many of each kind."""
     batch = journal.batch(connection, name)
-    if batch.state not in {RUNNING, DONE}:
+    if batch.state not in {RUNNING, DONE, UNDOING}:
         raise OperationError(f"the batch {name} is {batch.state}: nothing to undo", "./stack cleanup list")
+    journal.set_state(connection, name, UNDOING)  # or an interruption would leave it to be carried out
     undone: Counter[str] = Counter()
     for chunk in _chunks(journal.items(connection, name, "done")):
         with connection, connection.cursor() as cursor:
@@ -121,8 +127,9 @@ def undo(connection: Connection, name: str) -> dict[str, Any]:
             _mark(cursor, name, back, UNDONE)
             # Or the next batch would delete them again.
             cursor.execute(
-                "UPDATE stackops.known_runs SET since = now() WHERE run_id = ANY(%s)",
-                ([id_ for kind, id_ in back if kind == "run"],),
+                "UPDATE stackops.known_runs SET since = now(), deleted = false,"
+                " running_since = NULL WHERE run_id = ANY(%s)",
+                ([id_ for kind, id_ in back if kind != "trace"],),
             )
         undone.update(kind for kind, _ in back)
     journal.set_state(connection, name, UNDONE)
@@ -159,6 +166,10 @@ def _carry_out(connection: Connection, name: str, now: plan.Plan) -> dict[str, i
                 ([item.id for item in chunk if item.kind == "run"],),
             )
             keys = cursor.fetchall()
+            cursor.execute(
+                "UPDATE stackops.known_runs SET deleted = true WHERE run_id = ANY(%s)",
+                ([name_ for _, name_ in keys],),
+            )
             cursor.execute(
                 "UPDATE runs SET status = 'KILLED',"
                 " end_time = (extract(epoch FROM date_trunc('milliseconds', now())) * 1000)::bigint"

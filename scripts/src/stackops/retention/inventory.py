@@ -16,6 +16,7 @@ from typing import Any
 
 from psycopg2.extensions import connection as Connection  # noqa: N812
 
+from stackops.errors import FailedError
 from stackops.objects import PREFIX
 from stackops.retention import keep
 from stackops.retention.places import Place, of_key
@@ -37,7 +38,7 @@ _STORE = f"""
 DELETE FROM stackops.usage;
 INSERT INTO stackops.usage
     SELECT kind, id, min(experiment_id), sum(objects), sum(bytes) FROM found GROUP BY 1, 2;
-DELETE FROM stackops.usage_history WHERE day = current_date;
+DELETE FROM stackops.usage_history WHERE day = current_date OR day < current_date - 730;
 INSERT INTO stackops.usage_history SELECT current_date, experiment_id, sum(objects), sum(bytes)
     FROM stackops.usage GROUP BY experiment_id;
 INSERT INTO stackops.orphans AS known
@@ -104,20 +105,21 @@ def take(connection: Connection, bucket: Bucket) -> dict[str, Any]:
     unknown = Unknown()
     keep.find_unusual(connection, bucket.name)
     with connection, connection.cursor() as cursor:
-        # The listing may take minutes: what is made meanwhile is younger than it.
         cursor.execute(
             "DROP TABLE IF EXISTS found;"
             "CREATE TEMP TABLE found (kind text, id text, experiment_id int, prefix text,"
             " objects bigint, bytes bigint)"
         )
-        lines: list[str] = []
-        for group in groups(bucket.objects(f"{PREFIX}/"), unknown):
-            place = group.place
-            fields = (place.kind, place.id, place.experiment_id, place.prefix, group.objects, group.bytes)
-            lines.append("\t".join(map(str, fields)))
-            if len(lines) >= GROUPS_AT_ONCE:
-                _copy(cursor, lines)
-        _copy(cursor, lines)
+    # The listing may take hours: no transaction waits for it.
+    lines: list[str] = []
+    for group in groups(bucket.objects(f"{PREFIX}/"), unknown):
+        place = group.place
+        fields = (place.kind, place.id, place.experiment_id, place.prefix, group.objects, group.bytes)
+        lines.append("\t".join(map(str, fields)))
+        if len(lines) >= GROUPS_AT_ONCE:
+            _copy(connection, lines)
+    _copy(connection, lines)
+    with connection, connection.cursor() as cursor:
         cursor.execute("ANALYZE found")
         cursor.execute(_STORE)
     stale = stale_uploads(bucket)
@@ -146,10 +148,10 @@ def take(connection: Connection, bucket: Bucket) -> dict[str, Any]:
     return facts
 
 
-def _copy(cursor: Any, lines: list[str]) -> None:
-    if lines:
-        cursor.copy_expert("COPY found FROM STDIN", io.StringIO("\n".join(lines) + "\n"))
-        lines.clear()
+def _copy(connection: Connection, lines: list[str]) -> None:
+    with connection, connection.cursor() as cursor:
+        cursor.copy_expert("COPY found FROM STDIN", io.StringIO("".join(f"{line}\n" for line in lines)))
+    lines.clear()
 
 
 def newest(connection: Connection) -> tuple[datetime, dict[str, Any]] | None:
@@ -163,6 +165,23 @@ def stale_uploads(bucket: Bucket, days: int = STALE_UPLOAD_DAYS) -> list[Upload]
     """Return the uploads that were begun so long ago and never finished."""
     before = datetime.now(UTC) - timedelta(days=days)
     return [upload for upload in bucket.uploads(f"{PREFIX}/") if upload.begun < before]
+
+
+def abort_stale_uploads(bucket: Bucket, days: int) -> tuple[int, set[str]]:
+    """Give up the unfinished uploads of known keys; return how many, and what could not be."""
+    aborted, problems = 0, set()
+    try:
+        for upload in stale_uploads(bucket, days):
+            if of_key(upload.key) is None:
+                continue
+            try:
+                bucket.abort(upload)
+                aborted += 1
+            except FailedError as error:
+                problems.add(f"{upload.key}: {error}")
+    except FailedError as error:
+        problems.add(str(error))
+    return aborted, problems
 
 
 def orphans(connection: Connection) -> list[dict[str, Any]]:

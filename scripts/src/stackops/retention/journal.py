@@ -23,9 +23,10 @@ ROLE = "stackops"
 REVISIONS = frozenset({"dc11669786a5"})
 """Revisions of MLflow's schema whose tables and links this package knows (tests compare them)."""
 
-WAITING, RUNNING, DONE, UNDONE, REPLACED = "waiting", "running", "done", "undone", "replaced"
-"""States of a batch: it waits for approval, is being carried out, was carried out, was undone, or
-waited until a newer one took its place."""
+WAITING, RUNNING, DONE, REPLACED = "waiting", "running", "done", "replaced"
+UNDOING, UNDONE = "undoing", "undone"
+"""States of a batch: it waits for approval, is being carried out, was carried out; it waited until a
+newer one took its place; it is being undone, was undone."""
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS stackops.batches (
@@ -50,14 +51,15 @@ CREATE TABLE IF NOT EXISTS stackops.batch_items (
 CREATE INDEX IF NOT EXISTS batch_items_id ON stackops.batch_items (kind, id);
 CREATE TABLE IF NOT EXISTS stackops.known_runs (
     run_id text PRIMARY KEY,
-    since timestamptz NOT NULL DEFAULT now()
+    since timestamptz NOT NULL DEFAULT now(),
+    deleted boolean NOT NULL DEFAULT false,
+    running_since timestamptz
 );
 CREATE TABLE IF NOT EXISTS stackops.doomed_objects (
     prefix text PRIMARY KEY,
     kind text NOT NULL,
     id text NOT NULL,
-    since timestamptz NOT NULL DEFAULT now(),
-    error text
+    since timestamptz NOT NULL DEFAULT now()
 );
 CREATE TABLE IF NOT EXISTS stackops.usage (
     kind text NOT NULL,
@@ -101,7 +103,7 @@ class Batch:
     facts: dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """Something that a batch deletes: its kind (run, trace, artifacts, killed), MLflow's id, its size.
 
@@ -157,20 +159,26 @@ def check_clock(connection: Connection) -> None:
 def learn_runs(connection: Connection) -> None:
     """Note since when this stack knows each run: an adopted history is new on its first day.
 
-    A run that somebody restored after a batch had deleted it is new again too, or the next
-    batch would delete it once more.
+    A run that somebody restored is new again too, or the next batch would delete it once more.
+    How long a run has been seen RUNNING is noted as well: MLflow keeps the end of one that is resumed.
     """
     with connection, connection.cursor() as cursor:
-        cursor.execute(
-            "WITH restored AS (UPDATE stackops.batch_items AS item SET state = 'restored' FROM runs"
-            "  WHERE item.kind = 'run' AND item.state = 'done' AND run_uuid = item.id"
-            "  AND lifecycle_stage = 'active' RETURNING item.id)"
-            " UPDATE stackops.known_runs SET since = now() FROM restored WHERE run_id = restored.id"
-        )
         cursor.execute(
             "INSERT INTO stackops.known_runs (run_id) SELECT run_uuid FROM runs"
             " WHERE NOT EXISTS (SELECT FROM stackops.known_runs WHERE run_id = run_uuid)"
             " ON CONFLICT DO NOTHING"
+        )
+        cursor.execute(
+            "UPDATE stackops.known_runs AS known SET deleted = lifecycle_stage = 'deleted',"
+            "  running_since = CASE status WHEN 'RUNNING' THEN coalesce(running_since, now()) END,"
+            "  since = CASE WHEN deleted AND lifecycle_stage = 'active' THEN now() ELSE since END"
+            " FROM runs WHERE run_uuid = run_id AND (deleted <> (lifecycle_stage = 'deleted')"
+            "  OR (running_since IS NULL) = (status = 'RUNNING'))"
+        )
+        cursor.execute(
+            "UPDATE stackops.batch_items AS item SET state = 'restored' FROM runs"
+            " WHERE item.kind = 'run' AND item.state = 'done' AND run_uuid = item.id"
+            " AND lifecycle_stage = 'active'"
         )
 
 

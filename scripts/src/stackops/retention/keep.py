@@ -17,7 +17,9 @@ from stackops.objects import PREFIX
 RUN_OF_URI = "^runs:/+([^/?#]+)"
 RUN_OF_PATH = "/([^/]+)/artifacts(?=/|$)"
 MODEL_OF_URI = "(?:^models:/+|/models/)(m-[0-9A-Za-z]+)"
-"""How a model version names its run or logged model: in its source, storage location or link.
+SOURCE_RUN = '"mlflow.assessment.sourceRunId": *"([^"]+)"'
+"""How a model version names its run or logged model: in its source, storage location or link; and how
+an assessment names the run that it comes from.
 
 All that match count: a bucket or folder may have a name that looks like a part of the path.
 """
@@ -39,17 +41,25 @@ _PATTERNS = {"run_of_uri": RUN_OF_URI, "run_of_path": RUN_OF_PATH, "model_of_uri
 _REFERENCES = f"""
 DROP TABLE IF EXISTS model_references;
 CREATE TEMP TABLE model_references AS WITH {_NAMED.format(condition="true")} SELECT * FROM reference;
+CREATE INDEX ON model_references (id);
+ANALYZE model_references;
 """
 
-_REGISTERED_SINCE = f"""
-WITH RECURSIVE {_NAMED.format(condition="age(xmin) <= age(%(seen)s::xid)")},
-tree AS (
-    SELECT id FROM reference WHERE kind <> 'model'
-    UNION SELECT source_run_id FROM reference JOIN logged_models ON kind = 'model' AND model_id = id
+_NEIGHBOURS = """
     UNION SELECT other FROM tree CROSS JOIN LATERAL (
         SELECT value AS other FROM tags WHERE run_uuid = tree.id AND key = 'mlflow.parentRunId'
         UNION ALL SELECT other FROM run_links WHERE one = tree.id
     ) AS neighbour
+"""
+"""The rest of a recursive `tree` of run ids: above it as of now, below it as of `find`."""
+_SINCE = "age(xmin) <= age(%(seen)s::xid)"
+
+_REGISTERED_SINCE = f"""
+WITH RECURSIVE {_NAMED.format(condition=_SINCE)},
+tree AS (
+    SELECT id FROM reference WHERE kind <> 'model'
+    UNION SELECT source_run_id FROM reference JOIN logged_models ON kind = 'model' AND model_id = id
+    {_NEIGHBOURS}
 )
 SELECT EXISTS (SELECT FROM tree WHERE id = ANY(%(runs)s))
     OR EXISTS (SELECT FROM reference WHERE kind = 'model' AND id = ANY(%(models)s))
@@ -69,7 +79,7 @@ WITH located (kind, usual, uri) AS (
     SELECT kind, usual, rtrim(regexp_replace(uri, %(root)s, ''), '/') AS path FROM located
     WHERE uri ~ %(root)s
 )
-SELECT kind, %(prefix)s || '/' || path || '/' AS key FROM within WHERE path <> usual;
+SELECT kind, concat_ws('/', %(prefix)s, nullif(path, '')) || '/' AS key FROM within WHERE path <> usual;
 CREATE INDEX ON unusual_places (key COLLATE "C");
 ANALYZE unusual_places;
 """
@@ -78,7 +88,7 @@ HOLDS_UNUSUAL = f"""
 (EXISTS (SELECT FROM unusual_places WHERE key COLLATE "C" >= {{prefix}}
     AND key COLLATE "C" < {{prefix}} || chr(1114111))
 OR EXISTS (SELECT FROM unusual_places WHERE kind <> 'experiment' AND key COLLATE "C" IN (
-    '{PREFIX}/' || split_part({{prefix}}, '/', 2) || '/',
+    '{PREFIX}/', '{PREFIX}/' || split_part({{prefix}}, '/', 2) || '/',
     '{PREFIX}/' || split_part({{prefix}}, '/', 2) || '/' || split_part({{prefix}}, '/', 3) || '/')))
 """
 """Whether a prefix has, or is in, the place of a record that keeps its artifacts where no other does."""
@@ -118,16 +128,15 @@ INSERT INTO kept_runs SELECT destination_id, 'traces are linked to it' FROM enti
 INSERT INTO kept_runs SELECT DISTINCT run_id, 'assessments come from it' FROM assessments
     WHERE run_id <> '' ON CONFLICT DO NOTHING;
 INSERT INTO kept_runs
-    SELECT DISTINCT substring(assessment_metadata FROM '"mlflow.assessment.sourceRunId": *"([^"]+)"'),
-        'assessments come from it'
-    FROM assessments WHERE assessment_metadata LIKE '%%"mlflow.assessment.sourceRunId": "%%'
-    ON CONFLICT DO NOTHING;
+    SELECT DISTINCT source.run, 'assessments come from it'
+    FROM assessments, substring(assessment_metadata FROM %(source_run)s) AS source (run)
+    WHERE source.run IS NOT NULL ON CONFLICT DO NOTHING;
 INSERT INTO kept_runs SELECT DISTINCT source_run_id, 'an issue comes from it' FROM issues
     WHERE source_run_id <> '' ON CONFLICT DO NOTHING;
 
 CREATE TEMP TABLE run_links AS
-    SELECT run_uuid AS one, value AS other FROM tags WHERE key = 'mlflow.parentRunId'
-    UNION ALL SELECT value, run_uuid FROM tags WHERE key = 'mlflow.parentRunId';
+    SELECT run_uuid AS one, value AS other FROM tags WHERE key = 'mlflow.parentRunId' AND value <> ''
+    UNION ALL SELECT value, run_uuid FROM tags WHERE key = 'mlflow.parentRunId' AND value <> '';
 CREATE INDEX ON run_links (one);
 ANALYZE run_links;
 
@@ -171,7 +180,7 @@ _SPREAD = (
 """What stays because of what stays: to be repeated until nothing is added."""
 
 
-_OF_MODELS = """
+_MODEL_REASONS = """
     SELECT FROM logged_models AS model JOIN logged_model_tags AS tag USING (model_id)
         WHERE {owned} AND tag_key = ANY(%(tags)s)
     UNION ALL SELECT FROM logged_models AS model
@@ -180,26 +189,37 @@ _OF_MODELS = """
         JOIN runs ON runs.run_uuid = link.source_id AND runs.lifecycle_stage = 'active'
         WHERE {owned} AND link.source_type IN ('RUN_INPUT', 'RUN_OUTPUT')
             AND model.source_run_id IS DISTINCT FROM link.source_id
+    UNION ALL SELECT FROM logged_models AS model JOIN experiment_tags AS tag USING (experiment_id)
+        WHERE {owned} AND tag.key = ANY(%(tags)s)
 """
 
-NEW_REASONS = {
-    "runs": """
-    SELECT FROM tags WHERE run_uuid = ANY(%(ids)s) AND key = ANY(%(tags)s)
-    UNION ALL SELECT FROM entity_associations WHERE destination_type = 'run' AND destination_id = ANY(%(ids)s)
-    UNION ALL SELECT FROM assessments WHERE run_id = ANY(%(ids)s)
-    UNION ALL SELECT FROM issues WHERE source_run_id = ANY(%(ids)s)
-    UNION ALL """
-    + _OF_MODELS.format(owned="model.source_run_id = ANY(%(ids)s)"),
-    "logged_models": _OF_MODELS.format(owned="model.model_id = ANY(%(ids)s)"),
+_NEW_REASONS = {
+    "runs": f"""
+    WITH RECURSIVE tree AS (SELECT unnest(%(ids)s::text[]) AS id {_NEIGHBOURS})
+    SELECT FROM tree JOIN tags ON run_uuid = id AND key = ANY(%(tags)s)
+    UNION ALL SELECT FROM tree JOIN runs ON run_uuid = id JOIN experiment_tags AS tag USING (experiment_id)
+        WHERE tag.key = ANY(%(tags)s)
+    UNION ALL SELECT FROM tree JOIN entity_associations ON destination_type = 'run' AND destination_id = id
+    UNION ALL SELECT FROM tree JOIN assessments
+        ON run_id = id OR substring(assessment_metadata FROM %(source_run)s) = id
+        WHERE {_SINCE.replace("xmin", "assessments.xmin")}
+    UNION ALL SELECT FROM tree JOIN issues ON source_run_id = id
+    UNION ALL SELECT FROM tree JOIN logged_model_metrics AS metric ON metric.run_id = tree.id
+        JOIN kept_models ON kept_models.id = metric.model_id
+    UNION ALL ({_MODEL_REASONS.format(owned="model.source_run_id = ANY(%(ids)s)")})
+    """,
+    "logged_models": _MODEL_REASONS.format(owned="model.model_id = ANY(%(ids)s)"),
     "trace_info": """
     SELECT FROM trace_tags WHERE request_id = ANY(%(ids)s) AND key = ANY(%(tags)s)
+    UNION ALL SELECT FROM trace_info JOIN experiment_tags AS tag USING (experiment_id)
+        WHERE request_id = ANY(%(ids)s) AND tag.key = ANY(%(tags)s)
     UNION ALL SELECT FROM evaluation_dataset_records WHERE source_type = 'TRACE' AND source_id = ANY(%(ids)s)
     UNION ALL SELECT FROM entity_associations AS link
         JOIN runs ON runs.run_uuid = link.destination_id AND runs.lifecycle_stage = 'active'
         WHERE link.source_type = 'trace' AND link.source_id = ANY(%(ids)s) AND link.destination_type = 'run'
     """,
 }
-"""Queries that have a row if something has come to keep one of some records since `find`."""
+"""Queries of each table that have a row if something has come to keep one of its records since `find`."""
 
 
 def find(connection: Connection, keep_tags: Iterable[str]) -> None:
@@ -209,7 +229,7 @@ def find(connection: Connection, keep_tags: Iterable[str]) -> None:
     """
     find_references(connection)
     with connection, connection.cursor() as cursor:
-        cursor.execute(_STEPS, {"tags": list(keep_tags)})
+        cursor.execute(_STEPS, {"tags": list(keep_tags), "source_run": SOURCE_RUN})
         spread(cursor)
 
 
@@ -236,14 +256,32 @@ def find_unusual(connection: Connection, bucket: str) -> None:
     An experiment at mlflow-artifacts:/2024/team/artifacts, for instance: its runs look like files of
     a run `team`.
     """
-    root = f"^(mlflow-artifacts:(//[^/]*)?/+|s3://{re.escape(bucket)}/{PREFIX}/)"
+    root = (
+        "^(mlflow-artifacts:(//[^/]*)?/+"
+        "|https?://[^/]+/(ajax-)?api/2.0/mlflow-artifacts/artifacts/+"
+        f"|s3://{re.escape(bucket)}/{PREFIX}(/+|$))"
+    )
     with connection, connection.cursor() as cursor:
         cursor.execute(_UNUSUAL, {"root": root, "prefix": PREFIX})
 
 
 def moment(cursor: Cursor) -> str:
     """Return the transaction that is the oldest under way: what commits from now on is not older."""
-    cursor.execute("SELECT pg_snapshot_xmin(pg_current_snapshot())::text")
+    cursor.execute("SELECT pg_snapshot_xmin(pg_current_snapshot())::xid::text")
+    return cursor.fetchone()[0]
+
+
+def reasons_since(
+    cursor: Cursor, seen: str, keep_tags: Iterable[str], table: str, ids: Sequence[str]
+) -> bool:
+    """Return whether a tag, link or the like has come to keep one of some records of a table.
+
+    Registrations are not among them (registered_since). Call it after `find`.
+    """
+    if table not in _NEW_REASONS:
+        return False
+    values = {"ids": list(ids), "tags": list(keep_tags), "seen": seen, "source_run": SOURCE_RUN}
+    cursor.execute(f"SELECT EXISTS ({_NEW_REASONS[table]})", values)
     return cursor.fetchone()[0]
 
 

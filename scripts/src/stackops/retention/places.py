@@ -1,7 +1,8 @@
 """Where MLflow keeps whose artifacts in the bucket: the three shapes of keys, and nothing else.
 
 A run's are below EXPERIMENT/RUN/artifacts, a logged model's below EXPERIMENT/models/m-…, a
-trace's below EXPERIMENT/traces/tr-…, all below the prefix of the proxied artifact root.
+trace's below EXPERIMENT/traces/tr-… (of MLflow 2: 32 hexadecimal digits), all below the prefix
+of the proxied artifact root.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from stackops.objects import PREFIX
 _SHAPES = (
     ("run", re.compile(r"(?P<experiment>[0-9]{1,9})/(?P<id>[0-9a-zA-Z_-]+)/artifacts/")),
     ("model", re.compile(r"(?P<experiment>[0-9]{1,9})/models/(?P<id>m-[0-9a-zA-Z]+)/")),
-    ("trace", re.compile(r"(?P<experiment>[0-9]{1,9})/traces/(?P<id>tr-[0-9a-zA-Z]+)/")),
+    ("trace", re.compile(r"(?P<experiment>[0-9]{1,9})/traces/(?P<id>tr-[0-9a-zA-Z]+|[0-9a-f]{32})/")),
 )
 
 

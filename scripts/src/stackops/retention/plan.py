@@ -6,6 +6,7 @@ Each rule is one statement; the first rule that matches a run decides over it.
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,17 +68,28 @@ def make(connection: Connection, policy: Policy) -> Plan:
             " LEFT JOIN (SELECT source_run_id, sum(bytes)::bigint AS bytes FROM logged_models"
             "  JOIN stackops.usage ON usage.kind = 'model' AND usage.id = model_id GROUP BY 1"
             " ) AS models ON models.source_run_id = decided.id"
+            " LEFT JOIN runs ON decided.kind = 'run' AND run_uuid = decided.id"
+            " JOIN experiments AS experiment ON experiment.experiment_id = decided.experiment_id"
             " WHERE spared IS NULL AND kept_runs.id IS NULL AND kept_traces.id IS NULL"
-            # What cannot be deleted at once is noted once.
+            " AND experiment.lifecycle_stage = 'active'"
+            " AND coalesce(runs.lifecycle_stage, 'active') = 'active'"
+            # What cannot be deleted at once is noted once; what was brought back has its time again.
             " AND NOT EXISTS (SELECT FROM stackops.batch_items AS noted WHERE noted.id = decided.id"
             "  AND noted.rule = decided.rule AND noted.kind IN ('trace', 'artifacts')"
-            "  AND noted.says = (%(says)s::jsonb ->> noted.rule) AND noted.state IN ('done', 'purged'))"
+            "  AND noted.says = (%(says)s::jsonb ->> noted.rule)"
+            "  AND (noted.state = 'done' OR noted.state = 'purged'"
+            "    AND coalesce(runs.end_time, 0) < extract(epoch FROM noted.done) * 1000"
+            "   OR noted.state = 'undone' AND noted.kind = 'trace'"
+            "    AND noted.done > now() - (%(days)s::jsonb ->> noted.rule)::int * interval '1 day'))"
             " ORDER BY decided.kind, decided.id",
-            {"says": json.dumps(said)},
+            {
+                "says": json.dumps(said),
+                "days": json.dumps({rule.name: rule.older_than_days or 0 for rule in policy.rules}),
+            },
         )
         actions = {rule.name: KINDS[rule.action] for rule in policy.rules if rule.action in KINDS}
         items = [
-            Item(actions[rule], name, experiment, rule, said[rule], size)
+            Item(actions[rule], name, experiment, sys.intern(rule), said[rule], size)
             for rule, name, experiment, size in cursor
         ]
         cursor.execute(
@@ -85,7 +97,10 @@ def make(connection: Connection, policy: Policy) -> Plan:
             " 'run [^ ]+$', 'run'), count(*)"
             " FROM decided JOIN (SELECT 'run' AS kind, * FROM kept_runs"
             "  UNION ALL SELECT 'trace', * FROM kept_traces) AS kept USING (kind, id)"
-            " WHERE spared IS NULL GROUP BY 1 ORDER BY 2 DESC"
+            " JOIN experiments AS experiment ON experiment.experiment_id = decided.experiment_id"
+            " WHERE spared IS NULL AND experiment.lifecycle_stage = 'active'"
+            " AND NOT EXISTS (SELECT FROM runs WHERE run_uuid = id AND lifecycle_stage = 'deleted')"
+            " GROUP BY 1 ORDER BY 2 DESC"
         )
         kept = dict(cursor.fetchall())
         cursor.execute(
@@ -96,7 +111,7 @@ def make(connection: Connection, policy: Policy) -> Plan:
 
 
 def _keep_spared(cursor: Cursor, policy: Policy) -> None:
-    """Keep the trees of runs that a `keep` rule matches, and the parents of those that are ranked high."""
+    """Keep what a `keep` rule matches (of runs their trees), and the parents of runs that are ranked high."""
     keeping = [rule.name for rule in policy.rules if rule.action == "keep"]
     cursor.execute(
         "INSERT INTO kept_runs SELECT id, 'rule ' || rule FROM decided"
@@ -105,6 +120,11 @@ def _keep_spared(cursor: Cursor, policy: Policy) -> None:
     )
     if cursor.rowcount:
         keep.spread(cursor)
+    cursor.execute(
+        "INSERT INTO kept_traces SELECT id, 'rule ' || rule FROM decided"
+        " WHERE kind = 'trace' AND rule = ANY(%s) ON CONFLICT DO NOTHING",
+        (keeping,),
+    )
     cursor.execute(
         "WITH RECURSIVE above AS ("
         " SELECT id, rule, false AS is_parent FROM decided WHERE kind = 'run' AND spared IS NOT NULL"
@@ -155,11 +175,11 @@ def explain(connection: Connection, policy: Policy, name: str) -> dict[str, Any]
 
 
 def _all(conditions: list[sql.Composable]) -> sql.Composable:
-    return sql.SQL(" AND ").join(conditions)
+    return sql.SQL(" AND ").join([sql.SQL("true"), *conditions])
 
 
 def _experiments(rule: Rule) -> list[sql.Composable]:
-    conditions: list[sql.Composable] = [sql.SQL("experiment.lifecycle_stage = 'active'")]
+    conditions: list[sql.Composable] = []
     if rule.experiments:
         patterns = sql.Literal([like(pattern) for pattern in rule.experiments])
         conditions.append(sql.SQL("experiment.name LIKE ANY({})").format(patterns))
@@ -192,6 +212,9 @@ def _run_age(rule: Rule) -> list[sql.Composable]:
     ]
     if rule.without_metric_for_days:
         conditions.append(
+            sql.SQL("known.running_since < now() - {} * interval '1 day'").format(sql.Literal(days))
+        )
+        conditions.append(
             sql.SQL(
                 "NOT EXISTS (SELECT FROM latest_metrics AS metric WHERE metric.run_uuid = run.run_uuid"
                 " AND metric.timestamp >= {})"
@@ -201,8 +224,12 @@ def _run_age(rule: Rule) -> list[sql.Composable]:
 
 
 def _decide_runs(rule: Rule) -> sql.Composable:
-    """Return the statement that decides over the runs that a rule matches and no earlier one did."""
-    matched = [sql.SQL("run.lifecycle_stage = 'active'"), *_experiments(rule)]
+    """Return the statement that decides over the runs that a rule matches and no earlier one did.
+
+    Also over those that are deleted already: a rule that keeps them keeps them from a purge. Only
+    active ones are ranked.
+    """
+    matched = _experiments(rule)
     matched += _tags(rule, "tags", "run_uuid", sql.SQL("run.run_uuid"))
     if rule.status:
         matched.append(sql.SQL("run.status = ANY({})").format(sql.Literal(list(rule.status))))
@@ -210,18 +237,20 @@ def _decide_runs(rule: Rule) -> sql.Composable:
     ranks, joins = sql.SQL(""), sql.SQL("")
     if rule.keep_last:
         ranks += sql.SQL(
-            ", row_number() OVER (PARTITION BY experiment_id"
-            " ORDER BY start_time DESC, run.run_uuid) AS newest"
+            ", row_number() OVER (PARTITION BY experiment_id, run.lifecycle_stage"
+            " ORDER BY start_time DESC NULLS LAST, run.run_uuid) AS newest"
         )
         text = f"among the newest {rule.keep_last}"
         spared.append(
-            sql.SQL("WHEN newest <= {} THEN {}").format(sql.Literal(rule.keep_last), sql.Literal(text))
+            sql.SQL("WHEN active AND newest <= {} THEN {}").format(
+                sql.Literal(rule.keep_last), sql.Literal(text)
+            )
         )
     if rule.keep_best:
         order = sql.SQL("DESC" if rule.keep_best.mode == "max" else "ASC")
         ranks += sql.SQL(
-            ", metric.value, row_number() OVER (PARTITION BY experiment_id"
-            " ORDER BY metric.value {} NULLS LAST, start_time DESC, run.run_uuid) AS best"
+            ", metric.value, row_number() OVER (PARTITION BY experiment_id, run.lifecycle_stage"
+            " ORDER BY metric.value {} NULLS LAST, start_time DESC NULLS LAST, run.run_uuid) AS best"
         ).format(order)
         joins = sql.SQL(
             " LEFT JOIN latest_metrics AS metric ON metric.run_uuid = run.run_uuid"
@@ -229,20 +258,21 @@ def _decide_runs(rule: Rule) -> sql.Composable:
         ).format(sql.Literal(rule.keep_best.metric))
         text = f"among the best {rule.keep_best.count} by {rule.keep_best.metric}"
         spared.append(
-            sql.SQL("WHEN best <= {} AND value IS NOT NULL THEN {}").format(
+            sql.SQL("WHEN active AND best <= {} AND value IS NOT NULL THEN {}").format(
                 sql.Literal(rule.keep_best.count), sql.Literal(text)
             )
         )
     return sql.SQL(
         "INSERT INTO decided SELECT 'run', run_uuid, experiment_id, {name}, {spared} FROM ("
-        " SELECT run.run_uuid, run.experiment_id, {old} AS old{ranks}"
+        " SELECT run.run_uuid, run.experiment_id, run.lifecycle_stage = 'active' AS active,"
+        " {old} AS old{ranks}"
         " FROM runs AS run JOIN experiments AS experiment USING (experiment_id)"
         " LEFT JOIN stackops.known_runs AS known ON known.run_id = run.run_uuid{joins}"
         " WHERE {matched}) AS matched WHERE old ON CONFLICT DO NOTHING"
     ).format(
         name=sql.Literal(rule.name),
         spared=_spared(rule, spared),
-        old=_all([sql.SQL("true"), *_run_age(rule)]),
+        old=_all(_run_age(rule)),
         ranks=ranks,
         joins=joins,
         matched=_all(matched),

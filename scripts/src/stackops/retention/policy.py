@@ -12,6 +12,7 @@ from stackops.toml_file import Place, Readers, TomlFile, WrongError
 STATUSES = ("RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED")
 """The states of a run: mlflow/entities/run_status.py of MLflow 3.17.2."""
 UNITS = {"TB": 10**12, "GB": 10**9, "MB": 10**6, "KB": 10**3, "B": 1}
+KEEP_TAG = "keep"
 COMMON_KEYS = {"name", "action", "experiments", "tags"}
 ACTION_KEYS = {
     "keep": {"status", "older_than_days"},
@@ -83,7 +84,8 @@ class Rule:
 class Policy:
     """The rules, of which the first that matches decides, and the tags that no rule overrules.
 
-    `keep_tags` are names of tags. Without `orphans_after_days`, orphans are only reported.
+    `keep_tags` are names of tags, "keep" always among them. Without `orphans_after_days`, orphans
+    are only reported.
     """
 
     rules: tuple[Rule, ...]
@@ -228,7 +230,8 @@ def parse(text: str, days: int, where: str = "config/retention.toml") -> Policy:
     rules = _rules(file, top.get("rules", []))
     file.finish()
     built_in = Rule("default", "delete-runs", status=DEFAULT_STATUS["delete-runs"], older_than_days=days)
-    return Policy((*rules, built_in), top.get("keep_tags", ("keep",)), orphans.get("delete_after_days"))
+    keep_tags = tuple(dict.fromkeys((KEEP_TAG, *top.get("keep_tags", ()))))
+    return Policy((*rules, built_in), keep_tags, orphans.get("delete_after_days"))
 
 
 def default(days: int) -> Policy:

@@ -16,6 +16,7 @@ from typing import Any
 
 import psycopg2
 from psycopg2.extensions import connection as Connection  # noqa: N812
+from psycopg2.extensions import cursor as Cursor  # noqa: N812
 from psycopg2.extras import execute_values
 
 from stackops.retention import keep, plan, tables
@@ -25,6 +26,8 @@ from stackops.retention.policy import Policy
 TARGET_SECONDS = 0.1
 """How long a transaction should take; the number of rows follows from it."""
 FIRST_CHUNK, LARGEST_CHUNK = 20, 500
+KEPT_SECONDS = 120
+"""How old the knowledge of what must stay may be; what transactions look at again is less."""
 ATTEMPTS = 20
 PAUSE_SECONDS = 0.2
 
@@ -135,13 +138,14 @@ class Purge:
         self._bucket = bucket
         self._before_ms = before_ms
         self._seen = ""
+        self._found_at = 0.0
         self._keys = tables.foreign_keys(connection)
         self.counts: Counter[str] = Counter()
         self.problems: set[str] = set()
 
     def run(self) -> None:
         """Delete the rows of all that is due and write where its objects are into the journal."""
-        tables.index_cascades(self._connection)
+        tables.make_indexes(self._connection)
         for kind in (RUNS, MODELS, TRACES, EXPERIMENTS):
             self._find_kept()
             self._delete_all(kind, due(self._connection, kind, self._before_ms))
@@ -150,25 +154,27 @@ class Purge:
         """Find out what must stay; what is registered after `_seen` is looked at by each transaction."""
         with self._connection, self._connection.cursor() as cursor:
             self._seen = keep.moment(cursor)
+        self._found_at = time.monotonic()
         plan.make(self._connection, self._policy)
 
     def _delete_all(self, kind: Kind, waiting: list[Any]) -> None:
         """Delete records a chunk at a time. One that cannot be deleted is a problem, not the end."""
         size, failures = FIRST_CHUNK, 0
         while waiting:
-            chunk = waiting[:size]
             started = time.monotonic()
+            if started - self._found_at > KEPT_SECONDS:
+                waiting = self._still_due(kind, waiting)
+                continue
+            chunk = waiting[:size]
             try:
                 self._delete(kind, chunk)
             except KeptChangedError:
                 failures += 1
-                self._find_kept()
-                still = set(due(self._connection, kind, self._before_ms))
-                waiting = [name for name in waiting if name in still]
+                waiting = self._still_due(kind, waiting)
             except (psycopg2.errors.LockNotAvailable, psycopg2.errors.DeadlockDetected):
                 failures += 1
                 time.sleep(PAUSE_SECONDS)
-            except psycopg2.OperationalError:
+            except (psycopg2.OperationalError, psycopg2.InterfaceError):
                 raise  # the database is away: that is no single record's fault
             except psycopg2.Error as error:
                 if len(chunk) == 1:
@@ -184,6 +190,12 @@ class Purge:
                 self.problems.add(f"{len(waiting)} {kind.name}s: others hold the registry all the time")
                 return
 
+    def _still_due(self, kind: Kind, waiting: list[Any]) -> list[Any]:
+        """Find out again what must stay and return those of some records that need not."""
+        self._find_kept()
+        still = set(due(self._connection, kind, self._before_ms))
+        return [name for name in waiting if name in still]
+
     def _delete(self, kind: Kind, ids: Sequence[Any]) -> None:
         """Delete some records in one transaction, with the models that only they have."""
         with self._connection, self._connection.cursor() as cursor:
@@ -194,31 +206,25 @@ class Purge:
                 {"ids": list(ids), "before": self._before_ms},
             )
             places, good = self._places(kind, cursor.fetchall())
-            if kind.table in keep.NEW_REASONS:
-                values = {"ids": good, "tags": list(self._policy.keep_tags)}
-                cursor.execute(f"SELECT EXISTS ({keep.NEW_REASONS[kind.table]})", values)
-                if cursor.fetchone()[0]:
-                    raise KeptChangedError
             work = [(tables.deletions(self._keys, kind.table, kind.column), good)]
-            models: list[str] = []
+            models = good if kind is MODELS else []
             if kind is RUNS:
-                cursor.execute(
-                    "SELECT model_id, artifact_location FROM logged_models"
-                    " WHERE source_run_id = ANY(%s) ORDER BY 1 FOR UPDATE",
-                    (good,),
-                )
-                of_models, models = self._places(MODELS, cursor.fetchall())
-                places += of_models
-                work.insert(0, (tables.deletions(self._keys, MODELS.table, MODELS.column), models))
+                places, good, models = self._with_models(cursor, places, good)
+                work = [
+                    (tables.deletions(self._keys, MODELS.table, MODELS.column), models),
+                    (work[0][0], good),
+                ]
+            if keep.reasons_since(cursor, self._seen, self._policy.keep_tags, kind.table, good):
+                raise KeptChangedError
             # What may take long comes before the lock that others wait for.
             for statements, names in work:
                 for statement in statements[:-1]:
                     cursor.execute(statement, {"ids": names})
-            cursor.execute("LOCK TABLE model_versions IN SHARE MODE")
-            if keep.registered_since(
-                cursor, self._seen, good if kind is RUNS else [], good if kind is MODELS else models
-            ):
-                raise KeptChangedError
+            if kind in {RUNS, MODELS}:  # of the others no version can speak
+                cursor.execute("LOCK TABLE model_versions IN SHARE MODE")
+                runs = good if kind is RUNS else []
+                if keep.registered_since(cursor, self._seen, runs, models):
+                    raise KeptChangedError
             for statements, names in work:
                 cursor.execute(statements[-1], {"ids": names})
             execute_values(
@@ -234,7 +240,28 @@ class Purge:
             )
             cursor.execute("DELETE FROM stackops.known_runs WHERE run_id = ANY(%s)", (texts,))
         self.counts[kind.name] += len(good)
-        self.counts[MODELS.name] += len(models)
+        if kind is RUNS:
+            self.counts[MODELS.name] += len(models)
+
+    def _with_models(
+        self, cursor: Cursor, places: list[Place], run_ids: list[str]
+    ) -> tuple[list[Place], list[str], list[str]]:
+        """Return places, runs and models of the runs that go with their models, all or none of a run."""
+        cursor.execute(
+            "SELECT model_id, artifact_location, source_run_id FROM logged_models"
+            " WHERE source_run_id = ANY(%s) ORDER BY 1 FOR UPDATE",
+            (run_ids,),
+        )
+        found = cursor.fetchall()
+        of_models, models = self._places(MODELS, [row[:2] for row in found])
+        staying = {run_id for model_id, _, run_id in found if model_id not in set(models)}
+        models = [model_id for model_id, _, run_id in found if run_id not in staying]
+        kept = {*models, *run_ids} - staying
+        return (
+            [place for place in [*places, *of_models] if place.id in kept],
+            [run_id for run_id in run_ids if run_id not in staying],
+            models,
+        )
 
     def _places(self, kind: Kind, found: list[tuple]) -> tuple[list[Place], list[Any]]:
         """Given (id, location), return where artifacts are, and the ids of the records that may go.
@@ -246,7 +273,7 @@ class Purge:
             place = of_location(kind.name, str(name), uri, self._bucket)
             if place:
                 places.append(place)
-            elif uri and kind in {RUNS, MODELS}:
+            elif uri and kind in {RUNS, MODELS, TRACES}:
                 self.problems.add(f"{kind.name} {name}: its artifacts are at {uri}")
                 continue
             good.append(name)

@@ -17,7 +17,14 @@ def lines(action: str, found: Any) -> list[str]:
 
 def waiting(batch: str, facts: dict[str, Any]) -> str:
     """Return how `status` says that a batch waits for approval."""
-    what = f"{facts['runs']:,} runs, {size_text(facts['bytes'])}"
+    counted = {
+        "runs": facts["runs"],
+        "stuck runs": facts["killed"],
+        "traces": facts["traces"],
+        "runs' artifacts": facts["artifact_runs"],
+    }
+    parts = [f"{count:,} {name}" for name, count in counted.items() if count]
+    what = ", ".join([*parts, size_text(facts["bytes"])])
     return f"cleanup waits for approval: {what}; ./stack cleanup approve {batch}"
 
 

@@ -15,9 +15,9 @@ from itertools import islice
 from psycopg2.extensions import connection as Connection  # noqa: N812
 
 from stackops.errors import FailedError
-from stackops.retention import keep
+from stackops.retention import keep, plan
 from stackops.retention.places import of_location
-from stackops.retention.policy import Rule, describe, matches
+from stackops.retention.policy import Policy, Rule, describe, matches
 from stackops.storage import DELETED_AT_ONCE, Bucket
 
 THREADS = 8
@@ -50,21 +50,22 @@ def doomed_prefixes(connection: Connection, bucket: Bucket) -> Swept:
         kept = _needed_again(connection, group)
         swept.problems |= {f"{prefix}: kept, {reason}" for prefix, reason in kept.items()}
         try:
-            done = _empty(bucket, [prefix for prefix in group if prefix not in kept], _everything, swept)
+            done = _empty(bucket, [prefix for prefix in group if prefix not in kept], swept)
         except FailedError as error:
             swept.problems.add(str(error))
             break
+        # What is needed again is no longer doomed; if its record is not there, it is an orphan.
         with connection, connection.cursor() as cursor:
-            cursor.execute("DELETE FROM stackops.doomed_objects WHERE prefix = ANY(%s)", (done,))
+            cursor.execute("DELETE FROM stackops.doomed_objects WHERE prefix = ANY(%s)", ([*done, *kept],))
     return swept
 
 
 def _needed_again(connection: Connection, prefixes: list[str]) -> dict[str, str]:
-    """Return the reason for each prefix that must stay after all, and note it in the journal."""
+    """Return the reason for each prefix that must stay after all."""
     keep.find_references(connection)
     with connection, connection.cursor() as cursor:
         cursor.execute(
-            "UPDATE stackops.doomed_objects AS doomed SET error = CASE"
+            "SELECT prefix, CASE"
             " WHEN kind = 'run' AND EXISTS (SELECT FROM runs WHERE run_uuid = doomed.id)"
             "  OR kind = 'model' AND EXISTS (SELECT FROM logged_models WHERE model_id = doomed.id)"
             "  OR kind = 'trace' AND EXISTS (SELECT FROM trace_info WHERE request_id = doomed.id)"
@@ -73,23 +74,59 @@ def _needed_again(connection: Connection, prefixes: list[str]) -> dict[str, str]
             "  THEN 'another record has its artifacts there'"
             " ELSE (SELECT min(reason) || ' refers to it' FROM model_references AS reference"
             "  WHERE reference.id = doomed.id) END"
-            " WHERE prefix = ANY(%s) RETURNING prefix, error",
+            " FROM stackops.doomed_objects AS doomed WHERE prefix = ANY(%s)",
             (prefixes,),
         )
-        return {prefix: error for prefix, error in cursor if error}
+        return {prefix: reason for prefix, reason in cursor if reason}
 
 
-def _everything(*_: object) -> bool:
-    return True
-
-
-def doomed_artifacts(connection: Connection, bucket: Bucket, rule: Rule, before_ms: int) -> Swept:
+def doomed_artifacts(
+    connection: Connection, bucket: Bucket, policy: Policy, rule: Rule, before_ms: int
+) -> Swept:
     """Delete the artifacts that a rule names, of the runs that a batch has doomed long enough ago.
 
     Only of those that the same rule still dooms, and only objects that were there then: a run
-    may have been taken up again. Call plan.make before.
+    may have been taken up again. Whether one has to stay is looked at before each call.
     """
     swept = Swept()
+    with connection, connection.cursor() as cursor:
+        seen = keep.moment(cursor)
+    plan.make(connection, policy)
+    keep.find_unusual(connection, bucket.name)
+    places = _doomed_places(connection, bucket, rule, before_ms, swept)
+    before = datetime.fromtimestamp(before_ms / 1000, UTC)
+
+    def named(key: str, size: int, modified: datetime, prefix: str) -> bool:
+        path = key.removeprefix(prefix)
+        return (
+            modified < before
+            and (not rule.artifacts or any(matches(pattern, path) for pattern in rule.artifacts))
+            and (rule.larger_than is None or size > rule.larger_than)
+        )
+
+    def spared(prefixes: set[str]) -> set[str]:
+        return {prefix for prefix in prefixes if _is_kept(connection, policy, seen, places[prefix])}
+
+    for group in _chunks(sorted(places)):
+        try:
+            done = _empty(bucket, group, swept, named, spared)
+        except FailedError as error:
+            swept.problems.add(str(error))
+            break
+        with connection, connection.cursor() as cursor:
+            cursor.execute(
+                "UPDATE stackops.batch_items SET state = 'purged'"
+                " WHERE kind = 'artifacts' AND rule = %s AND says = %s AND state = 'done' AND id = ANY(%s)"
+                " AND done < to_timestamp(%s / 1000.0)",
+                (rule.name, describe(rule), [places[prefix] for prefix in done], before_ms),
+            )
+    return swept
+
+
+def _doomed_places(
+    connection: Connection, bucket: Bucket, rule: Rule, before_ms: int, swept: Swept
+) -> dict[str, str]:
+    """Return the runs whose artifacts a rule dooms, by the prefix of these."""
     with connection, connection.cursor() as cursor:
         cursor.execute(
             "SELECT DISTINCT item.id, runs.artifact_uri FROM stackops.batch_items AS item"
@@ -108,38 +145,42 @@ def doomed_artifacts(connection: Connection, bucket: Bucket, rule: Rule, before_
                 places[place.prefix] = run_id
             else:
                 swept.problems.add(f"run {run_id}: its artifacts are at {uri}")
-    before = datetime.fromtimestamp(before_ms / 1000, UTC)
-
-    def named(key: str, size: int, modified: datetime, prefix: str) -> bool:
-        path = key.removeprefix(prefix)
-        return (
-            modified < before
-            and (not rule.artifacts or any(matches(pattern, path) for pattern in rule.artifacts))
-            and (rule.larger_than is None or size > rule.larger_than)
+        cursor.execute(
+            "SELECT prefix FROM unnest(%s::text[]) AS doomed (prefix)"
+            f" WHERE {keep.HOLDS_UNUSUAL.format(prefix='doomed.prefix')}",
+            (list(places),),
         )
+        for (prefix,) in cursor:
+            del places[prefix]
+            swept.problems.add(f"{prefix}: kept, another record has its artifacts there")
+    return places
 
-    for group in _chunks(sorted(places)):
-        try:
-            done = _empty(bucket, group, named, swept)
-        except FailedError as error:
-            swept.problems.add(str(error))
-            break
-        with connection, connection.cursor() as cursor:
-            cursor.execute(
-                "UPDATE stackops.batch_items SET state = 'purged'"
-                " WHERE kind = 'artifacts' AND rule = %s AND state = 'done' AND id = ANY(%s)",
-                (rule.name, [places[prefix] for prefix in done]),
-            )
-    return swept
+
+def _is_kept(connection: Connection, policy: Policy, seen: str, run_id: str) -> bool:
+    """Return whether a run goes on or has been tagged, linked or registered since `seen`."""
+    with connection, connection.cursor() as cursor:
+        cursor.execute("SELECT status FROM runs WHERE run_uuid = %s", (run_id,))
+        found = cursor.fetchone()
+        return (
+            found is None
+            or found[0] == "RUNNING"
+            or keep.reasons_since(cursor, seen, policy.keep_tags, "runs", [run_id])
+            or keep.registered_since(cursor, seen, [run_id], [])
+        )
 
 
 def _empty(
-    bucket: Bucket, prefixes: list[str], named: Callable[[str, int, datetime, str], bool], swept: Swept
+    bucket: Bucket,
+    prefixes: list[str],
+    swept: Swept,
+    named: Callable[[str, int, datetime, str], bool] = lambda *_: True,
+    spared: Callable[[set[str]], set[str]] = lambda _: set(),
 ) -> list[str]:
     """Delete the named objects below some prefixes; return those prefixes that are through.
 
-    Sorted prefixes are listed together; several threads delete what was found meanwhile. Raise
-    FailedError if they cannot be listed.
+    Sorted prefixes are listed together; several threads delete what was found meanwhile. Of some
+    prefixes, `spared` returns those that have to stay after all. Raise FailedError if they
+    cannot be listed.
     """
     left: dict[str, str] = {}
     under_way: deque[tuple[list[Found], Future[dict[str, str]]]] = deque()
@@ -162,18 +203,23 @@ def _empty(
     with ThreadPoolExecutor(THREADS) as pool:
         try:
             while found := list(islice(listed, DELETED_AT_ONCE)):
+                kept = spared({prefix for prefix, _, _ in found})
+                left |= dict.fromkeys(kept, "")
+                found = [each for each in found if each[0] not in kept]
                 under_way.append((found, pool.submit(_delete, bucket, [key for _, key, _ in found])))
                 if len(under_way) == AT_ONCE:
                     settle()
         finally:
             while under_way:
                 settle()
-            swept.problems.update(left.values())
+            swept.problems.update(reason for reason in left.values() if reason)
     return [prefix for prefix in prefixes if prefix not in left]
 
 
 def _delete(bucket: Bucket, keys: list[str]) -> dict[str, str]:
     """Delete objects; return the reason for each that stayed."""
+    if not keys:
+        return {}
     try:
         return bucket.delete(keys)
     except FailedError as error:

@@ -21,10 +21,14 @@ UNTIED: dict[str, tuple[str, ...]] = {
         "DELETE FROM inputs WHERE source_type IN ('RUN_INPUT', 'RUN_OUTPUT') AND source_id = ANY(%(ids)s)",
         "DELETE FROM inputs WHERE destination_type = 'RUN' AND destination_id = ANY(%(ids)s)",
         "DELETE FROM entity_associations WHERE destination_type = 'run' AND destination_id = ANY(%(ids)s)",
+        "DELETE FROM logged_model_metrics WHERE run_id = ANY(%(ids)s)",
     ),
     "logged_models": (
         "DELETE FROM inputs WHERE destination_type IN ('MODEL_INPUT', 'MODEL_OUTPUT')"
         " AND destination_id = ANY(%(ids)s)",
+        "DELETE FROM logged_model_metrics WHERE model_id = ANY(%(ids)s)",
+        "DELETE FROM logged_model_params WHERE model_id = ANY(%(ids)s)",
+        "DELETE FROM logged_model_tags WHERE model_id = ANY(%(ids)s)",
     ),
     "trace_info": (
         "DELETE FROM entity_associations WHERE source_type = 'trace' AND source_id = ANY(%(ids)s)",
@@ -38,7 +42,14 @@ UNTIED: dict[str, tuple[str, ...]] = {
         "DELETE FROM sql_assessment_daily_rollups WHERE experiment_id = ANY(%(ids)s::int[])",
     ),
 }
-"""Rows that belong to others by their columns alone: what MLflow's stores look for by name."""
+"""Rows that belong to others by their columns alone: what MLflow's stores look for by name. And rows that
+the database would delete with a run or model: they go before the registry is held still.
+"""
+INDEXES = {
+    "stackops_logged_model_metrics_run_id": "logged_model_metrics (run_id)",
+    "stackops_logged_models_source_run_id": "logged_models (source_run_id)",
+}
+"""What deleting a run needs and MLflow lacks: without it each run is a scan of those tables."""
 
 
 def foreign_keys(connection: Connection) -> ForeignKeys:
@@ -66,24 +77,20 @@ def foreign_keys(connection: Connection) -> ForeignKeys:
         return found
 
 
-def index_cascades(connection: Connection) -> None:
-    """Make the index that deleting a run needs and MLflow lacks, without holding anybody up.
-
-    With every run the database deletes its rows of logged_model_metrics, a scan of that table each
-    without an index. One that an interruption left unfinished is made anew.
-    """
-    name = "stackops_logged_model_metrics_run_id"
+def make_indexes(connection: Connection) -> None:
+    """Make the indexes without holding anybody up. One that an interruption left unfinished is made anew."""
     connection.autocommit = True
     try:
         with connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)", (f"public.{name}",)
-            )
-            found = cursor.fetchone()
-            if found and not found[0]:
-                cursor.execute(f"DROP INDEX CONCURRENTLY public.{name}")
-            if not (found and found[0]):
-                cursor.execute(f"CREATE INDEX CONCURRENTLY {name} ON public.logged_model_metrics (run_id)")
+            for name, columns in INDEXES.items():
+                cursor.execute(
+                    "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)", (f"public.{name}",)
+                )
+                found = cursor.fetchone()
+                if found and not found[0]:
+                    cursor.execute(f"DROP INDEX CONCURRENTLY public.{name}")
+                if not (found and found[0]):
+                    cursor.execute(f"CREATE INDEX CONCURRENTLY {name} ON public.{columns}")
     finally:
         connection.autocommit = False
 

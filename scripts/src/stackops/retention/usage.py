@@ -32,7 +32,7 @@ def report(connection: Connection) -> dict[str, Any]:
             " coalesce(sum(bytes) FILTER (WHERE kind = 'trace'), 0)::bigint,"
             " sum(bytes)::bigint, sum(objects)::bigint"
             " FROM stackops.usage LEFT JOIN experiments ON experiments.experiment_id = usage.experiment_id"
-            " GROUP BY 1 ORDER BY 5 DESC, 1"
+            " GROUP BY usage.experiment_id, name ORDER BY 5 DESC, 1"
         )
         names = ("experiment", "run_bytes", "model_bytes", "trace_bytes", "bytes", "objects")
         found["experiments"] = [dict(zip(names, row, strict=True)) for row in cursor]

@@ -173,21 +173,21 @@ def _purge(settings: Settings, connection: Connection, rules: Policy) -> dict[st
             "set it in .env to the days that deleted runs stay restorable, then ./stack up",
         )
     before_ms = _before_ms(settings.purge_after_days)
-    backup = _proven_backup(settings, before_ms)
     bucket = open_bucket(settings)
+    swept = [sweep.doomed_prefixes(connection, bucket)]  # of a purge that was killed: the rows are gone
+    backup = _proven_backup(settings, before_ms)
     purged = purge.Purge(connection, rules, bucket.name, before_ms)
     purged.run()
     if rules.orphans_after_days:
         purged.counts["orphan"] += inventory.doom_orphans(
             connection, bucket.name, rules.orphans_after_days, backup
         )
-        for upload in inventory.stale_uploads(bucket, rules.orphans_after_days):
-            bucket.abort(upload)
-            purged.counts["unfinished_upload"] += 1
-    swept = [sweep.doomed_prefixes(connection, bucket)]
-    plan.make(connection, rules)  # as it is now
+        aborted, problems = inventory.abort_stale_uploads(bucket, rules.orphans_after_days)
+        purged.counts["unfinished_upload"] += aborted
+        purged.problems |= problems
+    swept.append(sweep.doomed_prefixes(connection, bucket))
     swept += [
-        sweep.doomed_artifacts(connection, bucket, rule, before_ms)
+        sweep.doomed_artifacts(connection, bucket, rules, rule, before_ms)
         for rule in rules.rules
         if rule.action == "delete-artifacts"
     ]
