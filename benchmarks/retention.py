@@ -2,7 +2,8 @@
 
 Usage: .venv/bin/python benchmarks/retention.py [--rounds 5] [--runs 2000]
 
-Works on a throwaway project. Each round makes two equal sets of deleted runs (a param, ten
+Works on a throwaway project that also has 20,000 logged models and 5,000 registered versions,
+which stay. Each round makes two equal sets of deleted runs (a param, ten
 metric points, three tags and two artifacts each) and lets each way free one, the first way
 by turns. Both times include the start of their process in a running container; peak memory
 is the process's own (VmHWM).
@@ -54,6 +55,23 @@ def make(stack: Stack, label: str, runs: int) -> None:
     stack.psql("CHECKPOINT")
 
 
+def ballast(stack: Stack) -> None:
+    """Make what stays: models of runs that are not deleted, a quarter of them registered."""
+    stack.psql_script(
+        "INSERT INTO experiments (experiment_id, name, artifact_location, lifecycle_stage, workspace)"
+        " VALUES (0, 'Default', 'mlflow-artifacts:/0', 'active', 'default') ON CONFLICT DO NOTHING;"
+        "INSERT INTO logged_models (model_id, experiment_id, name, artifact_location,"
+        " creation_timestamp_ms, last_updated_timestamp_ms, status, lifecycle_stage)"
+        " SELECT 'm-' || i, 0, 'm', 'mlflow-artifacts:/0/models/m-' || i || '/artifacts/', 1, 1, 2, 'active'"
+        " FROM generate_series(1, 20000) AS i;"
+        "INSERT INTO registered_models (name, workspace) VALUES ('ballast', 'default');"
+        "INSERT INTO model_versions (name, version, workspace, source, current_stage, creation_time,"
+        " last_updated_time, status)"
+        " SELECT 'ballast', i, 'default', 'models:/m-' || i, 'None', 1, 1, 'READY'"
+        " FROM generate_series(1, 5000) AS i;"
+    )
+
+
 def left(stack: Stack) -> tuple[int, int]:
     """Return the runs and objects that are still there."""
     found = history.History(stack)
@@ -76,6 +94,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     memory: dict[str, int] = dict.fromkeys(ways, 0)
     with throwaway("retention") as stack:
+        ballast(stack)
         for number in range(arguments.rounds):
             for name in list(ways) if number % 2 else list(reversed(ways)):
                 make(stack, f"{number} {name}", arguments.runs)

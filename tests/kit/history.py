@@ -245,4 +245,7 @@ def _grow_old(history: History) -> None:
 
 def forget_that_it_is_new(stack: Stack) -> None:
     """Let the stack have known every run for two years."""
-    stack.psql("UPDATE stackops.known_runs SET since = since - interval '2 years'")
+    stack.psql(
+        "UPDATE stackops.known_runs SET since = since - interval '2 years',"
+        " running_since = running_since - interval '2 years'"
+    )
