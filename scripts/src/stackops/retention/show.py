@@ -62,7 +62,11 @@ def _purge_preview(found: dict[str, Any]) -> list[str]:
 def _batch(found: dict[str, Any]) -> list[str]:
     if found.get("state") == "waiting":
         return [waiting(found["batch"], found)]
-    text = [f"{name.replace('_', ' ')}: {_text(value)}" for name, value in found.items()]
+    text = [
+        f"{name.replace('_', ' ')}: {_text(value)}"
+        for name, value in found.items()
+        if name != "scheduled" and (name, value) != ("finished", {})
+    ]
     if found.get("state") == "done":
         text.append(f"./stack cleanup undo {found['batch']} brings them back")
     return text
