@@ -19,14 +19,19 @@ from kit.history import GONE, KEPT, PURGED, YOUNG, History
 from kit.stack import Stack, poll
 from kit.writer import Writer
 
-BULK = 2000
+BULK, LONG_BULK = 2_000, 10_000
 DAY_MS = 86_400_000
 FIRST_CHUNK = 20
 """Runs in the first transaction of a purge (stackops.retention.purge)."""
 
 
 @pytest.fixture(scope="module")
-def aged(stack: Stack, make_stack: Callable[..., Stack], tmp_path_factory: Any) -> Iterator[History]:
+def aged(
+    stack: Stack,
+    make_stack: Callable[..., Stack],
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
+) -> Iterator[History]:
     """A stack of its own with the history, which the tests take through its life in order."""
     config: Path = tmp_path_factory.mktemp("config")
     (config / "secrets").mkdir()
@@ -34,7 +39,7 @@ def aged(stack: Stack, make_stack: Callable[..., Stack], tmp_path_factory: Any) 
     aged.image_tag = stack.image_tag
     aged.verb("up", "--no-build")
     with aged.logged_in():
-        yield kit_history.make(aged, BULK)
+        yield kit_history.make(aged, LONG_BULK if request.config.getoption("--long") else BULK)
     aged.compose("down", "--volumes")
 
 
@@ -394,7 +399,11 @@ artifacts = ["checkpoints/*"]
 """
     parts = policy.read_text().split("[[rules]]")
     policy.write_text("[[rules]]".join(["", checkpoints, *parts[2:]]))
-    verb(aged, "cleanup", "run")
+    assert verb(aged, "cleanup", "run")["state"] == "nothing to do"  # what was undone has its time again
+    kit_history.forget_that_it_is_new(aged.stack)
+    aged.stack.psql("UPDATE stackops.batch_items SET done = done - interval '50 days' WHERE state = 'undone'")
+    done = verb(aged, "cleanup", "run")
+    assert done["done"] == {"artifacts": 4, "killed": 1, "trace": 1}
     _let_a_day_pass(aged)
     verb(aged, "cleanup", "purge", RETENTION_PURGE_AFTER_DAYS="1")
     for run in best:  # written after they were doomed, as it looks now: kept
