@@ -98,6 +98,7 @@ def make(stack: Stack, bulk: int) -> History:
     history = History(stack)
     client = MlflowClient()
     experiment = client.create_experiment("history")
+    mlflow.set_experiment(experiment_id=experiment)  # the active one may be of another stack
     _make_runs(history, client, experiment)
     _make_models(history, client, experiment)
     _make_deleted_experiments(history, client)
