@@ -5,9 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
+from botocore.exceptions import ClientError
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stackops.errors import FailedError
 from stackops.storage import Bucket
 
 WRITTEN = datetime(2026, 11, 21, tzinfo=UTC)
@@ -56,3 +59,29 @@ def test_neighbours_share_a_call_and_a_desert_is_crossed_in_small_steps() -> Non
     s3 = FakeS3(keys)
     assert len(list(Bucket(s3, "bucket").below(["00000/", "00500/", "00999/"]))) == 30
     assert s3.calls <= 4
+
+
+class Refusing:
+    """Deletes what it is told, unless a key is not for XML, or nothing may be deleted."""
+
+    def __init__(self, code: str = "MalformedXML") -> None:
+        self.code = code
+        self.deleted: list[str] = []
+
+    def delete_objects(self, Bucket: str, Delete: dict[str, Any]) -> dict[str, Any]:
+        keys = [each["Key"] for each in Delete["Objects"]]
+        if self.code == "AccessDenied" or any(not key.isprintable() for key in keys):
+            raise ClientError({"Error": {"Code": self.code, "Message": "no"}}, "DeleteObjects")
+        self.deleted += keys
+        return {}
+
+
+def test_a_key_that_s3_cannot_read_does_not_keep_its_neighbours() -> None:
+    s3 = Refusing()
+    assert set(Bucket(s3, "bucket").delete(["a", "b\x01", "c"])) == {"b\x01"}
+    assert s3.deleted == ["a", "c"]
+
+
+def test_a_store_that_refuses_everything_is_asked_once() -> None:
+    with pytest.raises(FailedError, match="objects cannot be deleted"):
+        Bucket(Refusing("AccessDenied"), "bucket").delete(["a", "b"])

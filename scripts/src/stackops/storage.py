@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 DELETED_AT_ONCE = 250
 """S3 takes 1,000 in one DeleteObjects; several smaller calls at once are faster."""
+UNREADABLE = ("MalformedXML", "InvalidArgument", "InvalidRequest")
+"""What S3 says when a call itself is wrong, such as a key with a control character."""
 PAGE, SMALL_PAGE = 1000, 25
 """Keys in one answer of a listing: S3's limit, and what a listing that hits little asks for."""
 
@@ -75,11 +77,24 @@ class Bucket:
             size = min(PAGE, size * 4) if useful * 4 > size else max(SMALL_PAGE, size // 4)
 
     def delete(self, keys: Sequence[str]) -> dict[str, str]:
-        """Delete at most DELETED_AT_ONCE objects; return the reason by key for those that stayed."""
-        with _as_failure("objects cannot be deleted"):
-            answer = self._client.delete_objects(
-                Bucket=self.name, Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True}
-            )
+        """Delete at most DELETED_AT_ONCE objects; return the reason by key for those that stayed.
+
+        One key that S3 cannot read makes it refuse the whole call: then each goes by itself.
+        """
+        from botocore.exceptions import ClientError
+
+        try:
+            with _as_failure("objects cannot be deleted"):
+                answer = self._client.delete_objects(
+                    Bucket=self.name, Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True}
+                )
+        except FailedError as error:
+            refused = error.__cause__
+            if not (isinstance(refused, ClientError) and refused.response["Error"]["Code"] in UNREADABLE):
+                raise
+            if len(keys) == 1:
+                return {keys[0]: str(refused)}
+            return {key: reason for one in keys for key, reason in self.delete([one]).items()}
         return {error["Key"]: error.get("Message", error["Code"]) for error in answer.get("Errors", ())}
 
     def uploads(self, prefix: str) -> list[Upload]:
