@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stackops.retention import cleanup, inventory, journal, plan, policy, show, tables, usage
-from stackops.retention.journal import Item
 from stackops.retention.places import Place, of_key, of_location
 from stackserver.database import pinned_revision
 
@@ -169,7 +168,7 @@ def _text(statement: object) -> str:
 
 
 def planned(runs: int, active: int) -> plan.Plan:
-    return plan.Plan([Item("run", str(number), 1, "default", "") for number in range(runs)], {}, active)
+    return plan.Plan({"run": runs} if runs else {}, active_runs=active)
 
 
 @pytest.mark.parametrize(

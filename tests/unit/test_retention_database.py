@@ -269,10 +269,22 @@ def what_stays(world: World, also: frozenset[int] = frozenset()) -> tuple[set[st
     return {f"{number:032x}" for number in runs}, {world.models[number].id for number in models}
 
 
+def without(world: World, gone: set[str]) -> World:
+    """Return a history in which some runs have been deleted just now: what they use is free."""
+    runs = [replace(run, deleted=run.deleted or ("now" if run.id in gone else "")) for run in world.runs]
+    return replace(world, runs=runs)
+
+
 def ids(connection: Connection, query: str) -> set[str]:
     with connection, connection.cursor() as cursor:
         cursor.execute(query)
         return {row[0] for row in cursor}
+
+
+def planned(connection: Connection, rules: policy.Policy) -> list[journal.Item]:
+    """Plan, and return the items."""
+    plan.make(connection, rules)
+    return plan.items(connection)
 
 
 def rows_of(connection: Connection, run_ids: set[str]) -> set[tuple]:
@@ -310,12 +322,13 @@ def test_what_is_protected_is_never_touched_and_all_else_goes(connection: Connec
     swept = {
         run.id for run in world.runs if not run.deleted and run.status == "FINISHED" and run.old and run.known
     } - runs
-    planned = plan.make(connection, rules)
-    assert {item.id for item in planned.items} == swept
+    assert {item.id for item in planned(connection, rules)} == swept
     cleanup.run(connection, rules, scheduled=False, now=datetime.now(UTC))
     by_hand = {run.id for run in world.runs if run.deleted}
     assert ids(connection, "SELECT run_uuid FROM runs WHERE lifecycle_stage = 'deleted'") == swept | by_hand
 
+    runs, _ = what_stays(without(world, swept))
+    protected = rows_of(connection, runs)
     long_ago = {run.id for run in world.runs if run.deleted == "long ago" and run.known} - runs
     _purge(connection, rules, NOW_MS - HOUR_MS)
     assert ids(connection, "SELECT run_uuid FROM runs") == there - long_ago
@@ -352,7 +365,9 @@ def test_undo_brings_everything_back_as_it_was(connection: Connection, world: Wo
     if done["batch"]:
         cleanup.undo(connection, done["batch"])
     assert rows_of(connection, {run.id for run in world.runs}) == before
-    assert plan.make(connection, policy.default(90)).of("run") == []  # what came back stays
+    assert [
+        item for item in planned(connection, policy.default(90)) if item.kind == "run"
+    ] == []  # what came back stays
 
 
 @ON_DATABASE
@@ -368,7 +383,7 @@ def test_the_newest_and_the_best_stay(
         lines.append(f"keep_last = {last}")
     if best:
         lines.append(f'keep_best = {{ metric = "loss", mode = "{mode}", count = {best} }}')
-    found = {item.id for item in plan.make(connection, policy.parse("\n".join(lines), 90)).items}
+    found = {item.id for item in planned(connection, policy.parse("\n".join(lines), 90))}
     runs, _ = what_stays(world)
     ranked = [run for run in world.runs if not run.deleted and run.status == "FINISHED"]
     newest = sorted(ranked, key=lambda run: (-(OLD_MS if run.old else NOW_MS), run.id))[: last or 0]
@@ -444,7 +459,8 @@ def test_no_policy_touches_what_is_protected(
     store(connection, world)
     journal.learn_runs(connection)
     decided, spared = what_rules_say(world, rules)
-    stays, _ = what_stays(world, frozenset(number for number, why in spared.items() if why == "keep"))
+    kept = frozenset(number for number, why in spared.items() if why == "keep")
+    stays, _ = what_stays(world, kept)
     parents = {run.number: run.parent for run in world.runs}
     for number in [number for number, why in spared.items() if why == "rank"]:
         above, seen = parents.get(number), set()
@@ -457,14 +473,16 @@ def test_no_policy_touches_what_is_protected(
         for number, rule in decided.items()
         if number not in spared and world.runs[number].id not in stays and not world.runs[number].deleted
     }
-    planned = plan.make(connection, rules)
-    assert {(item.kind, item.id, item.rule) for item in planned.items} == expected
+    assert {(item.kind, item.id, item.rule) for item in planned(connection, rules)} == expected
     protected = stays | {world.runs[number].id for number in spared if number in decided}
     before = rows_of(connection, protected)
     cleanup.run(connection, rules, scheduled=False, now=datetime.now(UTC))
     assert rows_of(connection, protected) == before
-    by_hand = {run.id for run in world.runs if run.deleted}
-    gone = {name for kind, name, _ in expected if kind == "run"} | (by_hand - stays)
+    swept = {name for kind, name, _ in expected if kind == "run"}
+    stays, _ = what_stays(without(world, swept), kept)
+    protected -= swept | {run.id for run in world.runs if run.deleted and run.id not in stays}
+    before = rows_of(connection, protected)
+    gone = swept | {run.id for run in world.runs if run.deleted} - stays
     _purge(connection, rules, int(time.time() * 1000) + HOUR_MS)
     assert ids(connection, "SELECT run_uuid FROM runs") == {run.id for run in world.runs} - gone
     assert rows_of(connection, protected) == before
@@ -473,8 +491,8 @@ def test_no_policy_touches_what_is_protected(
 def test_an_interrupted_batch_is_finished_by_the_next_run(connection: Connection) -> None:
     runs = [Run(number, "FINISHED", True, True, "", None, False, None) for number in range(3)]
     store(connection, World(runs))
-    items = [journal.Item("run", run.id, 1, "default", "") for run in runs]
-    journal.write_batch(connection, "interrupted", journal.RUNNING, {"runs": 3}, items)
+    plan.make(connection, policy.default(90))
+    journal.write_batch(connection, "interrupted", journal.RUNNING, {"runs": 3})
     done = cleanup.run(connection, policy.default(90), scheduled=True, now=datetime.now(UTC))
     assert done["state"] == "nothing to do"
     assert journal.batch(connection, "interrupted").state == journal.DONE
@@ -811,7 +829,7 @@ def test_a_run_that_evaluated_a_registered_model_stays_with_its_metrics(connecti
             " metric_value, experiment_id, run_id) VALUES ('m-0000', 'f1', 1, 0, 1, 1, %s)",
             (evaluated.id,),
         )
-    assert plan.make(connection, policy.default(90)).items == []
+    assert planned(connection, policy.default(90)) == []
     found = plan.explain(connection, policy.default(90), evaluated.id)
     assert found["kept_because"] == "its metrics of model m-0000"
     found = plan.explain(connection, policy.default(90), "m-0000")
@@ -828,7 +846,7 @@ def test_a_model_that_another_run_made_its_output_stays(connection: Connection) 
             " VALUES ('i', 'RUN_OUTPUT', %s, 'MODEL_OUTPUT', 'm-0000')",
             (runs[1].id,),
         )
-    assert plan.make(connection, policy.default(90)).items == []
+    assert planned(connection, policy.default(90)) == []
 
 
 # Trees and rules.
@@ -858,7 +876,7 @@ TREE = [
 def test_a_spared_run_keeps_its_parents(connection: Connection, rule: str, gone: set[int]) -> None:
     store(connection, World(TREE))
     rules = policy.parse(f'[[rules]]\nname = "a"\n{rule}', 90)
-    assert {int(item.id, 16) for item in plan.make(connection, rules).items} == gone
+    assert {int(item.id, 16) for item in planned(connection, rules)} == gone
 
 
 def test_a_rule_to_keep_one_run_keeps_its_tree(connection: Connection) -> None:
@@ -866,7 +884,7 @@ def test_a_rule_to_keep_one_run_keeps_its_tree(connection: Connection) -> None:
     with connection, connection.cursor() as cursor:
         cursor.execute("INSERT INTO tags VALUES ('gold', '1', %s)", (TREE[3].id,))
     rules = policy.parse('[[rules]]\nname = "a"\naction = "keep"\ntags = { gold = "*" }', 90)
-    assert plan.make(connection, rules).items == []
+    assert planned(connection, rules) == []
     assert plan.explain(connection, rules, TREE[3].id)["kept_because"] == "rule a"
     assert plan.explain(connection, rules, TREE[1].id)["kept_because"] == "another run of its tree is kept"
 
@@ -1147,10 +1165,10 @@ def test_artifacts_that_a_run_writes_later_are_noted_again(connection: Connectio
     cleanup.run(connection, rules, scheduled=False, now=datetime.now(UTC))
     bucket = Listed([f"artifacts/1/{run.id}/artifacts/checkpoints/1"])
     sweep.doomed_artifacts(connection, bucket, rules, rules.rules[0], int(time.time() * 1000) + HOUR_MS)
-    assert plan.make(connection, rules).items == []
+    assert planned(connection, rules) == []
     with connection, connection.cursor() as cursor:
         cursor.execute("UPDATE stackops.batch_items SET done = now() - interval '300 days'")
-    assert plan.make(connection, rules).of("artifacts")  # it ended after that
+    assert [item for item in planned(connection, rules) if item.kind == "artifacts"]  # it ended after that
 
 
 # Records elsewhere.
@@ -1208,7 +1226,7 @@ def test_empty_links_stop_nothing(connection: Connection) -> None:
             " VALUES ('tr-0', 1, 1, 'OK')"
         )
         cursor.execute(NEWLY_KEPT["assessment"].format(run=""))
-    assert {item.id for item in plan.make(connection, policy.default(90)).items} == {runs[1].id, runs[2].id}
+    assert {item.id for item in planned(connection, policy.default(90))} == {runs[1].id, runs[2].id}
 
 
 def test_a_database_that_goes_away_is_no_records_fault(
@@ -1251,7 +1269,7 @@ def test_what_is_undone_has_its_time_again(connection: Connection) -> None:
     journal.learn_runs(connection)
     assert set(cleanup.undo(connection, batch["batch"])["undone"]) == {"artifacts", "killed", "trace"}
     journal.learn_runs(connection)
-    assert plan.make(connection, rules).items == []
+    assert planned(connection, rules) == []
 
 
 def test_a_run_that_a_person_deleted_and_restored_is_new_again(connection: Connection) -> None:
@@ -1261,7 +1279,7 @@ def test_a_run_that_a_person_deleted_and_restored_is_new_again(connection: Conne
         with connection, connection.cursor() as cursor:
             cursor.execute("UPDATE runs SET lifecycle_stage = %s", (stage,))
         journal.learn_runs(connection)
-    assert plan.make(connection, policy.default(90)).items == []
+    assert planned(connection, policy.default(90)) == []
 
 
 def test_a_run_that_was_taken_up_again_is_not_stuck_at_once(connection: Connection) -> None:
@@ -1271,10 +1289,10 @@ def test_a_run_that_was_taken_up_again_is_not_stuck_at_once(connection: Connecti
     with connection, connection.cursor() as cursor:
         cursor.execute("UPDATE runs SET status = 'RUNNING'")  # MLflow leaves the old end
     journal.learn_runs(connection)
-    assert plan.make(connection, rules).items == []
+    assert planned(connection, rules) == []
     with connection, connection.cursor() as cursor:
         cursor.execute("UPDATE stackops.known_runs SET running_since = running_since - interval '8 days'")
-    assert [item.kind for item in plan.make(connection, rules).items] == ["killed"]
+    assert [item.kind for item in planned(connection, rules)] == ["killed"]
 
 
 def test_the_first_scheduled_batch_waits_even_after_one_by_hand(connection: Connection) -> None:

@@ -14,10 +14,9 @@ from psycopg2.extensions import connection as Connection  # noqa: N812
 
 from stackops.errors import OperationError
 from stackops.retention import journal, plan
-from stackops.retention.journal import DONE, REPLACED, RUNNING, UNDOING, UNDONE, WAITING, Item
+from stackops.retention.journal import DONE, REPLACED, RUNNING, UNDOING, UNDONE, WAITING
 from stackops.retention.policy import Policy
 
-CHUNK = 500
 MANY = 100
 MANY_SHARE = 0.2
 
@@ -27,12 +26,10 @@ def needs_approval(planned: plan.Plan, *, first: bool) -> bool:
 
     Large is what names many runs, or many traces, and a good share of all of them.
     """
-    kinds = Counter(item.kind for item in planned.items)
-    traces = kinds.pop("trace", 0)
-    return bool(planned.items) and (
-        first
-        or any(_is_large(count, planned.active_runs) for count in kinds.values())
-        or _is_large(traces, planned.traces)
+    of = {"trace": planned.traces}
+    return any(
+        count and (first or _is_large(count, of.get(kind, planned.active_runs)))
+        for kind, count in planned.counts.items()
     )
 
 
@@ -45,13 +42,12 @@ def facts_of(planned: plan.Plan) -> dict[str, Any]:
 
     How much of a run's artifacts a rule names is known only when they are listed.
     """
-    kinds = Counter(item.kind for item in planned.items)
     return {
-        "runs": kinds["run"],
-        "killed": kinds["killed"],
-        "traces": kinds["trace"],
-        "artifact_runs": kinds["artifacts"],
-        "bytes": sum(item.bytes or 0 for item in planned.items if item.kind in {"run", "trace"}),
+        "runs": planned.counts.get("run", 0),
+        "killed": planned.counts.get("killed", 0),
+        "traces": planned.counts.get("trace", 0),
+        "artifact_runs": planned.counts.get("artifacts", 0),
+        "bytes": planned.bytes,
         "kept": planned.kept,
         "active_runs": planned.active_runs,
     }
@@ -64,13 +60,13 @@ def run(connection: Connection, policy: Policy, *, scheduled: bool, now: datetim
     finished = {}
     for batch in before:
         if batch.state == RUNNING:  # it was interrupted
-            finished[batch.batch] = _carry_out(connection, batch.batch, planned)
+            finished[batch.batch] = _carry_out(connection, batch.batch)
             planned = plan.make(connection, policy)
     for batch in before:
         if batch.state == WAITING:
             journal.set_state(connection, batch.batch, REPLACED)
     facts = facts_of(planned) | {"scheduled": scheduled, "finished": finished}
-    if not planned.items:
+    if not planned.counts:
         return {"batch": None, "state": "nothing to do", **facts}
     first = not any(
         batch.facts.get("scheduled") and batch.state not in {WAITING, REPLACED} for batch in before
@@ -79,10 +75,10 @@ def run(connection: Connection, policy: Policy, *, scheduled: bool, now: datetim
     name = now.strftime("%Y%m%dT%H%M%S")
     while name in {batch.batch for batch in before}:
         name += "b"
-    journal.write_batch(connection, name, WAITING if waits else RUNNING, facts, planned.items)
+    journal.write_batch(connection, name, WAITING if waits else RUNNING, facts)
     if waits:
         return {"batch": name, "state": WAITING, **facts}
-    return {"batch": name, "state": DONE, **facts, "done": _carry_out(connection, name, planned)}
+    return {"batch": name, "state": DONE, **facts, "done": _carry_out(connection, name)}
 
 
 def approve(connection: Connection, policy: Policy, name: str) -> dict[str, Any]:
@@ -91,7 +87,8 @@ def approve(connection: Connection, policy: Policy, name: str) -> dict[str, Any]
     if batch.state != WAITING:
         raise OperationError(f"the batch {name} does not wait: it is {batch.state}", "./stack cleanup list")
     journal.set_state(connection, name, RUNNING)
-    done = _carry_out(connection, name, plan.make(connection, policy))
+    plan.make(connection, policy)
+    done = _carry_out(connection, name)
     return {"batch": name, "state": DONE, **batch.facts, "done": done}
 
 
@@ -102,7 +99,7 @@ def undo(connection: Connection, name: str) -> dict[str, Any]:
         raise OperationError(f"the batch {name} is {batch.state}: nothing to undo", "./stack cleanup list")
     journal.set_state(connection, name, UNDOING)  # or an interruption would leave it to be carried out
     undone: Counter[str] = Counter()
-    for chunk in _chunks(journal.items(connection, name, "done")):
+    for chunk in journal.chunks(connection, name, "done"):
         with connection, connection.cursor() as cursor:
             cursor.execute(
                 "UPDATE runs SET lifecycle_stage = 'active', deleted_time = NULL"
@@ -112,7 +109,7 @@ def undo(connection: Connection, name: str) -> dict[str, Any]:
                 # Deleted by this batch, and not again by a person after a restore.
                 " AND deleted_time = (extract(epoch FROM item.done) * 1000)::bigint"
                 " RETURNING item.kind, item.id",
-                (name, [item.id for item in chunk if item.kind == "run"]),
+                (name, [id_ for kind, id_ in chunk if kind == "run"]),
             )
             back = cursor.fetchall()
             cursor.execute(
@@ -120,10 +117,10 @@ def undo(connection: Connection, name: str) -> dict[str, Any]:
                 " WHERE item.batch = %s AND item.kind = 'killed' AND item.id = ANY(%s) AND run_uuid = item.id"
                 " AND status = 'KILLED' AND end_time = (extract(epoch FROM item.done) * 1000)::bigint"
                 " RETURNING item.kind, item.id",
-                (name, [item.id for item in chunk if item.kind == "killed"]),
+                (name, [id_ for kind, id_ in chunk if kind == "killed"]),
             )
             back += cursor.fetchall()
-            back += [(item.kind, item.id) for item in chunk if item.kind in {"trace", "artifacts"}]
+            back += [(kind, id_) for kind, id_ in chunk if kind in {"trace", "artifacts"}]
             _mark(cursor, name, back, UNDONE)
             # Or the next batch would delete them again.
             cursor.execute(
@@ -134,10 +131,6 @@ def undo(connection: Connection, name: str) -> dict[str, Any]:
         undone.update(kind for kind, _ in back)
     journal.set_state(connection, name, UNDONE)
     return {"batch": name, "state": UNDONE, "undone": dict(undone)}
-
-
-def _chunks(items: list[Item]) -> list[list[Item]]:
-    return [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
 
 
 def _mark(cursor: Any, name: str, keys: list[tuple[str, str]], state: str) -> None:
@@ -151,19 +144,17 @@ def _mark(cursor: Any, name: str, keys: list[tuple[str, str]], state: str) -> No
         )
 
 
-def _carry_out(connection: Connection, name: str, now: plan.Plan) -> dict[str, int]:
-    """Carry out what a batch names and the plan of this moment still has. Return how many of each kind."""
-    still = {(item.kind, item.id) for item in now.items}
-    due = [item for item in journal.items(connection, name, "planned") if (item.kind, item.id) in still]
+def _carry_out(connection: Connection, name: str) -> dict[str, int]:
+    """Carry out what a batch names and the plan of this session still has. Return how many of each kind."""
     done: Counter[str] = Counter()
-    for chunk in _chunks(due):
+    for chunk in journal.chunks(connection, name, "planned", still_planned=True):
         with connection, connection.cursor() as cursor:
             cursor.execute(
                 "UPDATE runs SET lifecycle_stage = 'deleted',"
                 " deleted_time = (extract(epoch FROM date_trunc('milliseconds', now())) * 1000)::bigint"
                 " WHERE run_uuid = ANY(%s) AND lifecycle_stage = 'active' AND status <> 'RUNNING'"
                 " RETURNING 'run', run_uuid",
-                ([item.id for item in chunk if item.kind == "run"],),
+                ([id_ for kind, id_ in chunk if kind == "run"],),
             )
             keys = cursor.fetchall()
             cursor.execute(
@@ -174,10 +165,10 @@ def _carry_out(connection: Connection, name: str, now: plan.Plan) -> dict[str, i
                 "UPDATE runs SET status = 'KILLED',"
                 " end_time = (extract(epoch FROM date_trunc('milliseconds', now())) * 1000)::bigint"
                 " WHERE run_uuid = ANY(%s) AND status = 'RUNNING' RETURNING 'killed', run_uuid",
-                ([item.id for item in chunk if item.kind == "killed"],),
+                ([id_ for kind, id_ in chunk if kind == "killed"],),
             )
             keys += cursor.fetchall()
-            keys += [(item.kind, item.id) for item in chunk if item.kind in {"trace", "artifacts"}]
+            keys += [(kind, id_) for kind, id_ in chunk if kind in {"trace", "artifacts"}]
             _mark(cursor, name, keys, DONE)
         done.update(kind for kind, _ in keys)
     journal.set_state(connection, name, DONE)

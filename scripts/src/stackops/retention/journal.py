@@ -6,20 +6,21 @@ No foreign keys into MLflow's tables. Times are PostgreSQL's own; ids are MLflow
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from psycopg2.extensions import connection as Connection  # noqa: N812
-from psycopg2.extras import execute_values
 
 from stackops import postgres
 from stackops.errors import OperationError
 from stackops.settings import Settings
 
 ROLE = "stackops"
+CHUNK = 500
+"""Items that are carried out or undone in one transaction."""
 REVISIONS = frozenset({"dc11669786a5"})
 """Revisions of MLflow's schema whose tables and links this package knows (tests compare them)."""
 
@@ -182,20 +183,17 @@ def learn_runs(connection: Connection) -> None:
         )
 
 
-def write_batch(
-    connection: Connection, name: str, state: str, facts: dict[str, Any], items: Sequence[Item]
-) -> None:
-    """Write a batch and what it consists of."""
+def write_batch(connection: Connection, name: str, state: str, facts: dict[str, Any]) -> None:
+    """Write a batch: what plan.make has planned in this session."""
     with connection, connection.cursor() as cursor:
         cursor.execute(
             "INSERT INTO stackops.batches (batch, state, facts) VALUES (%s, %s, %s)",
             (name, state, json.dumps(facts)),
         )
-        execute_values(
-            cursor,
-            "INSERT INTO stackops.batch_items (batch, kind, id, experiment_id, rule, says, bytes) VALUES %s",
-            [(name, *astuple(item)) for item in items],
-            page_size=1000,
+        cursor.execute(
+            "INSERT INTO stackops.batch_items (batch, kind, id, experiment_id, rule, says, bytes)"
+            " SELECT %s, kind, id, experiment_id, rule, says, bytes FROM planned",
+            (name,),
         )
 
 
@@ -214,15 +212,32 @@ def batch(connection: Connection, name: str) -> Batch:
     raise OperationError(f"there is no batch {name}", "./stack cleanup list")
 
 
-def items(connection: Connection, name: str, state: str) -> list[Item]:
-    """Return the items of a batch that are in a state (planned, done, undone, restored, purged)."""
-    with connection, connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT kind, id, experiment_id, rule, says, bytes FROM stackops.batch_items"
-            " WHERE batch = %s AND state = %s ORDER BY kind, id",
-            (name, state),
-        )
-        return [Item(*row) for row in cursor]
+def chunks(
+    connection: Connection, name: str, state: str, *, still_planned: bool = False
+) -> Iterator[list[tuple[str, str]]]:
+    """Yield (kind, id) of the items of a batch that are in a state, some hundreds at a time.
+
+    States are planned, done, undone, restored, purged. With `still_planned` only those that
+    plan.make has planned in this session too.
+    """
+    last = ("", "")
+    while True:
+        with connection, connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT kind, id FROM stackops.batch_items AS item WHERE batch = %s AND state = %s"
+                " AND (kind, id) > (%s, %s)"
+                + (
+                    " AND EXISTS (SELECT FROM planned WHERE (kind, id) = (item.kind, item.id))"
+                    * still_planned
+                )
+                + " ORDER BY kind, id LIMIT %s",
+                (name, state, *last, CHUNK),
+            )
+            found = cursor.fetchall()
+        if not found:
+            return
+        yield found
+        last = found[-1]
 
 
 def totals(connection: Connection) -> dict[str, Any]:

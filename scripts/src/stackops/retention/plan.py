@@ -6,7 +6,6 @@ Each rule is one statement; the first rule that matches a run decides over it.
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,19 +31,22 @@ DAY_MS = 86_400_000
 class Plan:
     """What would go (without what is kept), and why the rest of what the rules name is kept."""
 
-    items: list[Item]
+    counts: dict[str, int]
+    """How many items of each kind."""
+    bytes: int = 0
+    """Of its runs and traces, as of the last inventory."""
     kept: dict[str, int] = field(default_factory=dict)
     """How many runs and traces the rules name but that are kept, by reason."""
     active_runs: int = 0
     traces: int = 0
 
-    def of(self, kind: str) -> list[Item]:
-        """Return the items of a kind."""
-        return [item for item in self.items if item.kind == kind]
-
 
 def make(connection: Connection, policy: Policy) -> Plan:
-    """Return the plan of a policy. It leaves the tables of keep.find, and `decided`, in the session."""
+    """Return the plan of a policy.
+
+    It leaves the tables of keep.find, `decided` and `planned` (what would go) in the session: there
+    may be a million items.
+    """
     keep.find(connection, policy.keep_tags)
     said = {rule.name: describe(rule) for rule in policy.rules}
     with connection, connection.cursor() as cursor:
@@ -61,7 +63,10 @@ def make(connection: Connection, policy: Policy) -> Plan:
         cursor.execute("ANALYZE decided")
         _keep_spared(cursor, policy)
         cursor.execute(
-            "SELECT decided.rule, decided.id, decided.experiment_id, usage.bytes + coalesce(models.bytes, 0)"
+            "DROP TABLE IF EXISTS planned;"
+            "CREATE TEMP TABLE planned AS SELECT %(kinds)s::jsonb ->> decided.rule AS kind, decided.id,"
+            " decided.experiment_id, decided.rule, %(says)s::jsonb ->> decided.rule AS says,"
+            " usage.bytes + coalesce(models.bytes, 0) AS bytes"
             " FROM decided LEFT JOIN kept_runs ON kept_runs.id = decided.id AND decided.kind = 'run'"
             " LEFT JOIN kept_traces ON kept_traces.id = decided.id AND decided.kind = 'trace'"
             " LEFT JOIN stackops.usage ON usage.kind = decided.kind AND usage.id = decided.id"
@@ -80,18 +85,20 @@ def make(connection: Connection, policy: Policy) -> Plan:
             "  AND (noted.state = 'done' OR noted.state = 'purged'"
             "    AND coalesce(runs.end_time, 0) < extract(epoch FROM noted.done) * 1000"
             "   OR noted.state = 'undone' AND noted.kind = 'trace'"
-            "    AND noted.done > now() - (%(days)s::jsonb ->> noted.rule)::int * interval '1 day'))"
-            " ORDER BY decided.kind, decided.id",
+            "    AND noted.done > now() - (%(days)s::jsonb ->> noted.rule)::int * interval '1 day'));"
+            "CREATE UNIQUE INDEX ON planned (kind, id);"
+            "ANALYZE planned",
             {
+                "kinds": json.dumps({rule.name: KINDS.get(rule.action) for rule in policy.rules}),
                 "says": json.dumps(said),
                 "days": json.dumps({rule.name: rule.older_than_days or 0 for rule in policy.rules}),
             },
         )
-        actions = {rule.name: KINDS[rule.action] for rule in policy.rules if rule.action in KINDS}
-        items = [
-            Item(actions[rule], name, experiment, sys.intern(rule), said[rule], size)
-            for rule, name, experiment, size in cursor
-        ]
+        cursor.execute(
+            "SELECT kind, count(*), coalesce(sum(bytes) FILTER (WHERE kind IN ('run', 'trace')), 0)::bigint"
+            " FROM planned GROUP BY kind"
+        )
+        sums = cursor.fetchall()
         cursor.execute(
             "SELECT regexp_replace(regexp_replace(reason, 'model .* version [0-9]+$', 'model'),"
             " 'run [^ ]+$', 'run'), count(*)"
@@ -107,7 +114,27 @@ def make(connection: Connection, policy: Policy) -> Plan:
             "SELECT (SELECT count(*) FROM runs WHERE lifecycle_stage = 'active'),"
             " (SELECT count(*) FROM trace_info)"
         )
-        return Plan(items, kept, *cursor.fetchone())
+        counts = {kind: count for kind, count, _ in sums}
+        return Plan(counts, sum(size for _, _, size in sums), kept, *cursor.fetchone())
+
+
+def items(connection: Connection) -> list[Item]:
+    """Return what the last plan of this session would do, item by item."""
+    with connection, connection.cursor() as cursor:
+        cursor.execute("SELECT kind, id, experiment_id, rule, says, bytes FROM planned ORDER BY kind, id")
+        return [Item(*row) for row in cursor]
+
+
+def by_experiment(connection: Connection) -> list[dict[str, Any]]:
+    """Return the count and bytes of the last plan by experiment, rule and kind."""
+    with connection, connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT name, rule, kind, count(*), coalesce(sum(bytes), 0)::bigint"
+            " FROM planned JOIN experiments USING (experiment_id) GROUP BY experiment_id, name, rule, kind"
+            " ORDER BY name, rule, kind"
+        )
+        names = ("experiment", "rule", "kind", "count", "bytes")
+        return [dict(zip(names, row, strict=True)) for row in cursor]
 
 
 def _keep_spared(cursor: Cursor, policy: Policy) -> None:

@@ -34,19 +34,9 @@ def make_plan(settings: Settings) -> dict[str, Any]:
     rules = read_policy(settings)
     with journal.opened(settings) as connection:
         planned = plan.make(connection, rules)
-        rows: dict[tuple[str, str, str], list[int]] = {}
-        names = _experiment_names(connection)
-        for item in planned.items:
-            key = (names.get(item.experiment_id, str(item.experiment_id)), item.rule, item.kind)
-            row = rows.setdefault(key, [0, 0])
-            row[0] += 1
-            row[1] += item.bytes or 0
         return {
             **cleanup.facts_of(planned),
-            "by_experiment": [
-                {"experiment": key[0], "rule": key[1], "kind": key[2], "count": row[0], "bytes": row[1]}
-                for key, row in sorted(rows.items())
-            ],
+            "by_experiment": plan.by_experiment(connection),
             "rules": [policy.describe(rule) for rule in rules.rules],
             "purge": _purge_preview(settings, connection, rules),
         }
@@ -147,12 +137,6 @@ def storage(settings: Settings) -> dict[str, Any]:
     """Return the storage report (usage.report)."""
     with journal.opened(settings) as connection:
         return usage.report(connection)
-
-
-def _experiment_names(connection: Connection) -> dict[int, str]:
-    with connection, connection.cursor() as cursor:
-        cursor.execute("SELECT experiment_id, name FROM experiments")
-        return dict(cursor.fetchall())
 
 
 def _before_ms(days: int) -> int:
