@@ -327,6 +327,7 @@ def test_what_is_protected_is_never_touched_and_all_else_goes(connection: Connec
     by_hand = {run.id for run in world.runs if run.deleted}
     assert ids(connection, "SELECT run_uuid FROM runs WHERE lifecycle_stage = 'deleted'") == swept | by_hand
 
+    assert rows_of(connection, runs) == protected
     runs, _ = what_stays(without(world, swept))
     protected = rows_of(connection, runs)
     long_ago = {run.id for run in world.runs if run.deleted == "long ago" and run.known} - runs
