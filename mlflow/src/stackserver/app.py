@@ -1,7 +1,7 @@
 """The ASGI application that gunicorn serves: MLflow's own behind the stack's layers.
 
-From the outside in: metrics, the stack's own routes, room on the temporary volume,
-a length for chunked bodies, MLflow.
+From the outside in: answers that leave whole, metrics, the stack's own routes, room on the
+temporary volume, a length for chunked bodies, MLflow.
 The own routes (/stack/ready, /stack/metrics) are not reachable through nginx.
 """
 
@@ -16,6 +16,7 @@ from typing import Any
 import anyio.to_thread
 from mlflow.server.fastapi_app import app as mlflow_app
 
+from stackserver.answers import HeldHeadLayer
 from stackserver.bodies import KnownLengthLayer
 from stackserver.database import check_database, pinned_revision
 from stackserver.metrics import MetricsLayer, render_metrics
@@ -81,7 +82,7 @@ def create_app(settings: Settings) -> Callable[..., Awaitable[None]]:
         settings.tmp_limit_bytes,
         settings.tmp_reserve_bytes,
     )
-    return MetricsLayer(StackRoutes(limited, settings))
+    return HeldHeadLayer(MetricsLayer(StackRoutes(limited, settings)))
 
 
 app = create_app(read_settings())
