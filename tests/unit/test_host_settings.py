@@ -214,6 +214,7 @@ def test_a_settings_file_that_is_not_there_is_refused(host: FakeHost, tmp_path: 
     assert host.calls == []
 
 
+# No mode of a file keeps root out, so this runs for developers who are not root; CI is root.
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_settings_file_that_may_not_be_read_is_refused(host: FakeHost) -> None:
     host.settings("HTTP_PORT=9000\n")
