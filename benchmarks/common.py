@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+_ROOT = Path(__file__).resolve().parents[1]
+sys.path.extend([str(_ROOT / folder) for folder in ("tests", "mlflow/src", "scripts/src")])
 
-from kit.stack import Stack, free_port
+from kit.stack import Stack, free_port  # noqa: E402
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:

@@ -3,10 +3,11 @@
 Usage: .venv/bin/python benchmarks/retention.py [--rounds 5] [--runs 2000]
 
 Works on a throwaway project that also has 20,000 logged models and 5,000 registered versions,
-which stay. Each round makes two equal sets of deleted runs (a param, ten
+which stay. Each round makes three equal sets of deleted runs (a param, ten
 metric points, three tags and two artifacts each) and lets each way free one, the first way
-by turns. Both times include the start of their process in a running container; peak memory
-is the process's own (VmHWM).
+by turns; a third set's objects are listed and deleted without a look at the database, which is
+the storage's own limit. All times include the start of their process in a running container;
+peak memory is the process's own (VmHWM).
 """
 
 from __future__ import annotations
@@ -37,6 +38,18 @@ try:
     cli.main()
 finally:
     print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+BUCKET = """
+import os, resource
+from concurrent.futures import ThreadPoolExecutor
+from stackops.settings import read_settings
+from stackops.storage import open_bucket
+bucket = open_bucket(read_settings(os.environ))
+keys = [key for key, _ in bucket.objects("artifacts/0/")]
+with ThreadPoolExecutor(8) as pool:
+    assert not any(pool.map(bucket.delete, [keys[start : start + 250] for start in range(0, len(keys), 250)]))
+print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
 
@@ -90,7 +103,7 @@ def main() -> None:
     arguments_of = parser(__doc__)
     arguments_of.add_argument("--runs", type=int, default=2000)
     arguments = arguments_of.parse_args()
-    ways = {"gc": ("mlflow", GC), "purge": ("cron", PURGE)}
+    ways = {"gc": ("mlflow", GC), "purge": ("cron", PURGE), "bucket": ("cron", BUCKET)}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     memory: dict[str, int] = dict.fromkeys(ways, 0)
     with throwaway("retention") as stack:
@@ -102,6 +115,8 @@ def main() -> None:
                 stack.verb("backup", "verify")
                 before = left(stack)
                 spent, peak = timed(stack, *ways[name])
+                if name == "bucket":
+                    timed(stack, *ways["purge"])  # the rows
                 after = left(stack)
                 assert after[0] == 0, (name, before, after)
                 seconds[name].append(spent)
@@ -109,6 +124,7 @@ def main() -> None:
                 print(f"{name}: {spent:.1f} s, {peak} MB, runs and objects {before}, {after}", flush=True)
     for name, values in seconds.items():
         print(spread(name, values, f"s, peak {memory[name]} MB,"))
+    print(f"purge / bucket {statistics.median(seconds['purge']) / statistics.median(seconds['bucket']):.1f}")
     print(f"gc / purge {statistics.median(seconds['gc']) / statistics.median(seconds['purge']):.1f}")
 
 

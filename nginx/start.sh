@@ -1,10 +1,15 @@
 #!/bin/sh
-# Check the settings, render them for nginx, test the configuration, start.
+# Check the settings, render them for nginx, test the configuration, start; take up a new certificate
+# and a new key of the door.
 set -eu
+
+# quoted WORDS: as a regular expression that matches them alone.
+quoted() { printf '%s' "$1" | sed 's/[].[]/\\&/g'; }
 
 refuse() { printf 'REFUSED: %s\nfix: %s\n' "$1" "$2" >&2; exit 78; }
 
 mkdir -p /tmp/nginx
+door_key=/secrets/nginx/door_key
 settings=/tmp/nginx/settings.conf
 
 public_url=${PUBLIC_URL:-}
@@ -14,11 +19,17 @@ if [ -n "$public_url" ] && ! printf '%s' "$public_url" | tr '\n' ' ' | grep -Eq 
     refuse "PUBLIC_URL is '$public_url'" 'write scheme, host and, if any, port in .env: PUBLIC_URL=https://mlflow.example.com'
 fi
 
+authorization=${AUTHORIZATION:-roles}
+case $authorization in
+    roles | rbac) ;;
+    *) refuse "AUTHORIZATION is '$authorization'" 'write roles or rbac in .env: AUTHORIZATION=roles' ;;
+esac
+
 {
     if [ -n "$public_url" ]; then
         # Loopback names stay: health checks and ./stack on the server itself.
         printf 'map "$uri|$public_host" $refuse_host {\n    default 1;\n    "~^/health\\|" 0;\n'
-        printf '    "~*\\|%s$" 0;\n' "$(printf '%s' "$public_host" | sed 's/[].[]/\\&/g')"
+        printf '    "~*\\|%s$" 0;\n' "$(quoted "$public_host")"
         printf '    "~*\\|(localhost|127\\.0\\.0\\.1|\\[::1\\])(:[0-9]+)?$" 0;\n}\n'
         printf 'map "" $public_url_origin { default "%s"; }\n' "$public_url"
     else
@@ -37,9 +48,80 @@ fi
         printf 'set_real_ip_from %s;\n' "$proxy"
     done
     printf 'real_ip_header X-Forwarded-For;\nreal_ip_recursive on;\n'
+
+    # Who comes to port 80 is sent to the port that PUBLIC_URL names, others to where they asked.
+    printf 'map $http_host $secure_address {\n    default "https://$http_host";\n'
+    case $public_url in
+        https://*)
+            printf '    "~*^%s(:80)?$" "%s";\n' "$(quoted "$(printf '%s' "$public_host" | sed 's/:[0-9]*$//')")" "$public_url" ;;
+    esac
+    printf '}\n'
+    printf 'map "" $authorization { default "%s"; }\n' "$authorization"
 } >"$settings"
 
+# What shows MLflow that a request comes from here (AUTHORIZATION=rbac). A file of its own, which
+# nobody else may read; empty, nginx sends no such header.
+render_door() (
+    umask 077
+    door=''
+    [ "$authorization" = roles ] || door=$(cat "$door_key") || exit 1
+    printf 'map "" $door_key { default "%s"; }\n' "$door" >/tmp/nginx/door.conf
+)
+render_door || refuse "AUTHORIZATION is $authorization and $door_key cannot be read" './stack up makes it'
+
+# Plain HTTP on a TLS port is 497 to nginx: server.d/25-plain-http.conf.
+case ${TLS_MODE:-off} in
+    off) echo 'listen 8080 backlog=2048;' ;;
+    self-signed | files | acme)
+        echo 'listen 8080 ssl backlog=2048;'
+        echo 'http2 on;'
+        echo 'include /tmp/nginx/certificate.conf;'
+        echo 'ssl_protocols TLSv1.2 TLSv1.3;'
+        echo 'ssl_ciphers ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384:ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305;'
+        echo 'ssl_session_cache shared:tls:10m;'
+        echo 'ssl_session_timeout 1d;'
+        echo 'ssl_session_tickets off;' ;;
+    *) refuse "TLS_MODE is '$TLS_MODE'" 'write off, self-signed, files or acme in .env: TLS_MODE=self-signed' ;;
+esac >/tmp/nginx/listen.conf
+
+# Browsers are told to come by TLS only where the certificate is one that they trust.
+case ${TLS_MODE:-off}:$public_url in
+    files:https://* | acme:https://*) echo 'map $scheme $hsts { https "max-age=31536000"; }' ;;
+    *) echo 'map "" $hsts { default ""; }' ;;
+esac >>"$settings"
+
+# The ACME server's (one file with its key) as soon as there is one, else the one among the secrets.
+choose_certificate() {
+    certificate=/secrets/nginx/cert.pem
+    key=/secrets/nginx/key.pem
+    if [ "${TLS_MODE:-off}" = acme ] && [ -r /acme/door.pem ]; then
+        certificate=/acme/door.pem
+        key=$certificate
+    fi
+}
+render_certificate() {
+    choose_certificate
+    printf 'ssl_certificate %s;\nssl_certificate_key %s;\n' "$certificate" "$key" >/tmp/nginx/certificate.conf
+}
+render_certificate
+
+# A changed certificate or key of the door is taken up by new connections; those that are open go on.
+fingerprint() { choose_certificate; cat "$certificate" "$key" "$door_key" 2>/dev/null | cksum; }
+follow_files() {
+    known=$(fingerprint)
+    while sleep 5; do
+        now=$(fingerprint)
+        [ "$now" != "$known" ] || continue
+        render_certificate
+        # Half of a change (its other file comes now) is tried again.
+        if render_door && nginx -t -q -c /opt/nginx/nginx.conf 2>/dev/null && nginx -s reload -c /opt/nginx/nginx.conf; then
+            known=$now
+        fi
+    done
+}
+
 if ! nginx -t -q -c /opt/nginx/nginx.conf; then
-    refuse 'nginx does not accept the rendered configuration (see above)' 'correct PUBLIC_URL or TRUSTED_PROXIES in .env'
+    refuse 'nginx does not accept the rendered configuration (see above)' 'correct PUBLIC_URL, TRUSTED_PROXIES or TLS_MODE in .env'
 fi
+[ "${TLS_MODE:-off}:$authorization" = off:roles ] || follow_files &
 exec nginx -c /opt/nginx/nginx.conf -g 'daemon off;'

@@ -34,6 +34,14 @@ limit_bytes() {
 }
 memory_mb=$(($(limit_bytes) / 1048576))
 
+# One container at a time has this volume: the kernel keeps this lock as long as PostgreSQL or a
+# child of it lives. PostgreSQL's own file names a process number, which after a kill -9 belongs to
+# somebody else here (mostly to this script): it would refuse to start because of itself.
+exec 9>>/data/lock
+flock --timeout 10 9 || refuse 'another container runs PostgreSQL on this data volume; nothing was changed' \
+    'docker ps --filter volume=NAME names it, with NAME from docker volume ls; stop it'
+rm -f "$DATA/postmaster.pid"
+
 # What a restore or upgrade put aside, once it is as old as the oldest backup.
 if [ -s "$DATA/PG_VERSION" ] && [ -d /data/kept ]; then
     find /data/kept -mindepth 1 -maxdepth 1 -mtime "+${BACKUP_KEEP_DAYS:-14}" -exec rm -rf {} +
@@ -61,19 +69,28 @@ password_statements() {
 }
 
 # One statement a line: single-user mode ends a statement at the newline.
+single() { postgres --single -D "$DATA" -c summarize_wal=on postgres; }  # or its checkpoint drops what has no summary yet
+
+# MLflow's permissions are in a database of their own. CREATE DATABASE knows no IF NOT EXISTS.
+if [ "${AUTHORIZATION:-roles}" = rbac ] &&
+    ! grep -q '"mlflow_auth"' <<<"$(single <<<"SELECT datname FROM pg_database WHERE datname = 'mlflow_auth';")"; then
+    single <<<'CREATE DATABASE mlflow_auth OWNER mlflow;' >/dev/null
+fi
+
 {
     for role in stackops backup; do
         printf 'DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = %s) THEN CREATE ROLE %s LOGIN; END IF; END $$;\n' "'$role'" "$role"
     done
     password_statements
     printf 'REVOKE ALL ON DATABASE mlflow FROM PUBLIC;\nGRANT CONNECT, CREATE ON DATABASE mlflow TO stackops;\n'
+    [ "${AUTHORIZATION:-roles}" = roles ] || printf 'REVOKE ALL ON DATABASE mlflow_auth FROM PUBLIC;\n'
     # Cleanup deletes MLflow's rows: as MLflow may.
     printf 'GRANT mlflow TO stackops;\n'
     # Copies the cluster, reads every table (digests), locks them for a moment (pg_maintain).
     printf 'ALTER ROLE backup REPLICATION;\nGRANT CONNECT ON DATABASE mlflow TO backup;\n'
     printf 'GRANT pg_read_all_data, pg_read_all_settings, pg_read_all_stats, pg_maintain, pg_checkpoint TO backup;\n'
     printf 'GRANT EXECUTE ON FUNCTION pg_switch_wal(), pg_create_restore_point(text), pg_backup_start(text, boolean), pg_backup_stop(boolean) TO backup;\n'
-} | postgres --single -D "$DATA" -c summarize_wal=on postgres >/dev/null  # or its checkpoint drops what has no summary yet
+} | single >/dev/null
 
 # A rotated password counts within two seconds, without a restart.
 follow_passwords() {

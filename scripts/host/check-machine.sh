@@ -68,9 +68,14 @@ check_memory() {
         warn "Docker has $memory_mb MB of memory; below $MEMORY_NEEDED_MB MB the stack may be killed under load"
 }
 
-# The port is free, or it is this project's own nginx that holds it.
+check_ports() {
+    check_port HTTP_PORT 8080
+    [ "$(setting TLS_MODE off)" != acme ] || check_port ACME_HTTP_PORT 80
+}
+
+# check_port NAME DEFAULT: the port is free, or it is this project's own nginx that holds it.
 check_port() {
-    port=$(setting HTTP_PORT 8080)
+    port=$(setting "$1" "$2")
     address=$(setting BIND_ADDRESS 127.0.0.1)
     publishers=$(docker ps --filter "publish=$port" --format '{{.Label "com.docker.compose.project"}}/{{.Names}} {{.Ports}}')
     case $publishers in "$(project_name)"/* | *"
@@ -87,7 +92,7 @@ $(project_name)"/*) return 0 ;; esac
     holder=${holder%% *}
     [ "$port" -lt 65535 ] && other=$((port + 1)) || other=8080
     die "port $port on $address is taken${holder:+ by the container ${holder#*/}}" 'nothing was changed' \
-        "write HTTP_PORT=$other (or another that is free) into .env, then run ./stack up" "$STATUS_REFUSED"
+        "write $1=$other (or another that is free) into .env, then run ./stack up" "$STATUS_REFUSED"
 }
 
 # port_is_taken PORT ADDRESS: someone listens there, or on PORT of every address of this machine
@@ -114,7 +119,9 @@ port_is_taken() {
 # Opening the door to a network is a stated choice.
 warn_if_open() {
     case $(setting BIND_ADDRESS 127.0.0.1) in
-        127.* | '[::1]') ;;
+        127.* | '[::1]')
+            [ "$(setting TLS_MODE off)" != acme ] ||
+                warn "BIND_ADDRESS is this machine alone: an ACME server outside gets in only if something forwards port 80 of $(stack_url) to port $(setting ACME_HTTP_PORT 80) here" ;;
         *) case $(setting PUBLIC_URL '') in
             https://*) ;;
             *) warn 'BIND_ADDRESS opens the stack to a network over plain HTTP: passwords can be read on the way. Put a proxy that ends TLS before it, and set PUBLIC_URL and TRUSTED_PROXIES' ;;

@@ -20,9 +20,14 @@ value_fits() {
         schedule) matches "$2" 'off|[0-9*/,-]+( [0-9A-Za-z*/,#L-]+){4}' ;;
         switch) matches "$2" 'on|off' ;;
         answer) matches "$2" 'yes|no' ;;
+        tls) matches "$2" 'off|self-signed|files|acme' ;;
+        authorization) matches "$2" 'roles|rbac' ;;
+        permission) matches "$2" 'READ|USE|EDIT|MANAGE|NO_PERMISSIONS' ;;
         address) matches "$2" '(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])(\.(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])){3}|\[[0-9A-Fa-f]*:[0-9A-Fa-f:.]*\]' ;;
         name) matches "$2" '[a-z0-9][a-z0-9_-]*' ;;
         tag) matches "$2" '[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}' ;;
+        directory) matches "$2" 'https://[A-Za-z0-9.-]+(:[0-9]{1,5})?/[^ ?#]*' ;;
+        email) matches "$2" '[^ @,]+@[^ @,]+' ;;
         url) matches "$2" 'https?://[A-Za-z0-9._~:-]+/?|https?://\[[0-9A-Fa-f:.]+\](:[0-9]+)?/?' ;;
         database) matches "$2" 'postgres(ql)?(\+psycopg2)?://[^:@/]+@[^/?]+/[^/?]+(\?.*)?' ;;
         file) [ -r "$2" ] ;;
@@ -43,6 +48,11 @@ meaning_of() {
         schedule) echo 'it takes minute hour day month weekday, such as 0 1 * * *, or off' ;;
         switch) echo 'it takes on or off' ;;
         answer) echo 'it takes yes or no' ;;
+        tls) echo 'it takes off, self-signed, files or acme' ;;
+        authorization) echo 'it takes roles or rbac' ;;
+        permission) echo 'it takes READ, USE, EDIT, MANAGE or NO_PERMISSIONS' ;;
+        directory) echo 'it takes the https address of an ACME directory' ;;
+        email) echo 'it takes one address: admin@example.com' ;;
         address) echo 'it takes an address of this machine: 127.0.0.1, 0.0.0.0 or, in brackets, [::1]' ;;
         name) echo 'it takes small letters, digits, - and _' ;;
         tag) echo 'it takes letters, digits, ., - and _' ;;
@@ -102,4 +112,27 @@ check_settings() {
         *) die 'OFFSITE_REPOSITORY is set, but the jobs have no way out of the internal network' 'nothing was changed' \
             'COMPOSE_FILE=docker-compose.yml:compose/offsite.yml in .env' "$STATUS_REFUSED" ;;
     esac
+    check_acme
+}
+
+# TLS_MODE=acme, its overlay, and a name that an ACME server can vouch for go together
+# (stackops/tls.py looks again, for a start without ./stack).
+check_acme() {
+    case $(setting TLS_MODE off):$(setting COMPOSE_FILE '') in
+        acme:*compose/acme.yml*) ;;
+        acme:*) die 'TLS_MODE is acme, and the service that gets certificates is not there' 'nothing was changed' \
+            'COMPOSE_FILE=docker-compose.yml:compose/acme.yml in .env' "$STATUS_REFUSED" ;;
+        *compose/acme.yml*) die 'compose/acme.yml is among the overlays, and TLS_MODE is not acme' 'nothing was changed' \
+            'TLS_MODE=acme in .env; or take compose/acme.yml out of COMPOSE_FILE' "$STATUS_REFUSED" ;;
+        *) return 0 ;;
+    esac
+    public_url=$(setting PUBLIC_URL '')
+    if ! matches "$public_url" 'https://([A-Za-z0-9-]+\.)+[A-Za-z][A-Za-z0-9-]*(:[0-9]+)?/?' || matches "$public_url" '.*\.localhost[:/0-9]*'; then
+        die "TLS_MODE=acme needs a PUBLIC_URL with https and a name; it is '$public_url'" \
+            'an ACME server vouches for names only; nothing was changed' \
+            'the name that clients use, in .env: PUBLIC_URL=https://mlflow.example.com' "$STATUS_REFUSED"
+    fi
+    [ "$(setting HTTP_PORT 8080)" != "$(setting ACME_HTTP_PORT 80)" ] ||
+        die "HTTP_PORT and ACME_HTTP_PORT are both $(setting ACME_HTTP_PORT 80)" 'nothing was changed' \
+            'HTTP_PORT=443 in .env: clients come there; the ACME server comes to ACME_HTTP_PORT' "$STATUS_REFUSED"
 }

@@ -65,7 +65,8 @@ stack_url() {
     else
         address=$(setting BIND_ADDRESS 127.0.0.1)
         case $address in 0.0.0.0) address=127.0.0.1 ;; '[::]') address='[::1]' ;; esac
-        printf 'http://%s:%s' "$address" "$(setting HTTP_PORT 8080)"
+        case $(setting TLS_MODE off) in off) scheme=http ;; *) scheme=https ;; esac
+        printf '%s://%s:%s' "$scheme" "$address" "$(setting HTTP_PORT 8080)"
     fi
 }
 

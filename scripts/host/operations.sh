@@ -52,7 +52,7 @@ put_back_former() {
     undo_swap --failed && start_stores && objects_back && start_everything
 }
 
-smoke_test() { secrets_step show admin_password 2>/dev/null | ops smoke; }
+smoke_test() { secrets_step show stack_token 2>/dev/null | ops smoke; }
 
 # A version is its images, by a suffix of their tag, and its Compose file: `running` is the one that last ran well,
 # `previous` the one to go back to.

@@ -9,11 +9,14 @@ parse_options() {
     shift 2
     # Never from the environment: VOLUMES=yes there must not delete anything.
     ASSUME_YES=no JSON=no VERSIONS=no VOLUMES=no LONG=no BUILD=yes REST=''
-    FULL=no REPLACE=no REFRESH=no FROM_OFFSITE=no TO='' SET='' option=''
+    FULL=no REPLACE=no REFRESH=no RENEW=no REQUESTS=no SINCE='' NAMED='' WORDS='' FROM_OFFSITE=no TO='' SET='' option=''
     for argument in "$@"; do
         case $option in
             --to) TO=$argument option='' && continue ;;
             --set) SET=$argument option='' && continue ;;
+            --user) NAMED=$argument option='' && continue ;;
+            --since) SINCE=$argument option='' && continue ;;
+            --words) WORDS=$argument option='' && continue ;;
         esac
         case $options in
             *" $argument= "*) option=$argument ;;
@@ -28,6 +31,8 @@ parse_options() {
                     --full) FULL=yes ;;
                     --replace) REPLACE=yes ;;
                     --refresh) REFRESH=yes ;;
+                    --renew) RENEW=yes ;;
+                    --requests) REQUESTS=yes ;;
                     --from-offsite) FROM_OFFSITE=yes ;;
                 esac ;;
             *)

@@ -37,6 +37,14 @@ SCRIPTED_HTML = (
     "<!doctype html><title>Scripted</title><p id='said'>nothing ran</p>"
     "<script>document.getElementById('said').textContent = 'a script ran'</script>\n"
 )
+REPORT = """<!doctype html><title>Interactive</title><p id='said'>nothing ran</p><p id='asked'></p>
+<script>
+  document.title = 'a script ran';
+  const say = (where, text) => { document.getElementById(where).textContent = text; };
+  say('said', document.title + ' at ' + window.origin);
+  fetch('/version').then(() => say('asked', 'reached the server'), () => say('asked', 'reached nothing'));
+</script>
+"""
 TEXT = "The ninth digit is the hard one.\n"
 
 
@@ -131,6 +139,7 @@ def _log_files(client: mlflow.MlflowClient, run_id: str, folder: Path, image: by
     (folder / "recall.csv").write_text(CSV)
     (folder / "report.html").write_text(HTML)
     (folder / "scripted.html").write_text(SCRIPTED_HTML)
+    (folder / "interactive.html").write_text(REPORT)
     (folder / "notes.txt").write_text(TEXT)
     client.log_artifacts(run_id, str(folder), "evaluation")
 

@@ -58,6 +58,23 @@ def test_a_script_inside_an_html_file_does_not_run(
     assert "violates the following Content Security Policy directive 'script-src 'self''" in problem
 
 
+def test_a_report_runs_its_scripts_in_a_tab_apart_from_the_site(
+    watch: Callable[..., WatchedPage], stack: Stack, seeds: Seeds
+) -> None:
+    watched = watch("artifact-report-button")
+    watched.page.goto(stack.url + artifact_path(seeds, "interactive.html"), wait_until="load")
+    button = watched.page.get_by_role("link", name="Open with scripts")
+    expect(button).to_be_visible()
+    watched.screenshot()
+    with watched.page.context.expect_page() as opened:
+        button.click()
+    report = WatchedPage(opened.value, "artifact-report")
+    expect(report.page.locator("#said")).to_have_text("a script ran at null")
+    expect(report.page.locator("#asked")).to_have_text("reached nothing")
+    assert report.page.evaluate("window.opener") is None
+    report.screenshot()
+
+
 @pytest.mark.parametrize("name", ["confusion.png", "recall.csv"])
 def test_the_download_button_gives_the_same_bytes(
     visit: Callable[..., Page], seeds: Seeds, tmp_path: Path, name: str

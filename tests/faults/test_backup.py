@@ -69,7 +69,7 @@ def lost_seconds(writer: Writer) -> float:
     )
 
 
-@pytest.mark.parametrize("synchronous", ["off", "on"])
+@pytest.mark.parametrize("synchronous", ["off", pytest.param("on", marks=pytest.mark.long)])
 def test_a_lost_database_volume_comes_back(
     protected: Stack, synchronous: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,7 +114,8 @@ def test_a_lost_bucket_comes_back_and_is_noticed_before(protected: Stack) -> Non
     lose_volume(protected, "minio-data")
 
     started = protected.verb("up", "--no-build", check=False)
-    assert "the bucket is not the one that the backups are from" in started.stdout + started.stderr
+    said = started.stdout + started.stderr
+    assert "the bucket is not the one that the backups are from" in said, said
     assert protected.verb("backup", "status", check=False).returncode == 1
 
     protected.verb("restore", "--yes", "--replace")

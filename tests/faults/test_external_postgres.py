@@ -62,3 +62,15 @@ def test_records_go_to_the_operators_database(external: tuple[Stack, str]) -> No
     assert ask("SELECT count(*) FROM experiments WHERE name = 'elsewhere'") == "1"
     assert ask("SELECT count(*) FROM stackops.key_fingerprints") == "2"
     assert stack.verb("status").returncode == 0
+
+
+def test_permissions_want_a_database_of_their_own_beside_it(external: tuple[Stack, str]) -> None:
+    stack, database = external
+    stack.extra["AUTHORIZATION"] = "rbac"
+    refused = stack.verb("up", "--no-build", check=False)
+    assert "keeps permissions in the database mlflow_auth" in refused.stderr
+    assert 'CREATE DATABASE "mlflow_auth" OWNER "mlflow"' in refused.stderr
+    psql = ("psql", "-h", "/run/postgresql", "-U", "postgres", "-qc")
+    docker("exec", database, *psql, 'CREATE DATABASE "mlflow_auth" OWNER "mlflow"')
+    stack.verb("up", "--no-build")
+    assert stack.get("/api/2.0/mlflow/users/current").json()["user"]["is_admin"] is True

@@ -33,6 +33,7 @@ def test_a_killed_service_comes_back_and_loses_nothing_acknowledged(stack: Stack
         seconds=60,
         what=f"{service} is healthy",
     )
+    assert stack.inspect(container)["RestartCount"] == restarts + 1
 
 
 def test_a_killed_worker_is_replaced_while_the_others_serve(stack: Stack) -> None:

@@ -62,7 +62,10 @@ def write_former_volume(stack: Stack, image: str) -> None:
         initdb -D /data/16 -U postgres --locale=C.UTF-8 --encoding=UTF8 >/dev/null
         pg_ctl -D /data/16 -w -l /tmp/log \
             -o "-c listen_addresses= -c unix_socket_directories=/tmp" start >/dev/null
-        psql -h /tmp -U postgres -qc 'CREATE ROLE mlflow LOGIN' -c 'CREATE DATABASE mlflow OWNER mlflow'
+        psql -h /tmp -U postgres -qc 'CREATE ROLE mlflow LOGIN' -c 'CREATE DATABASE mlflow OWNER mlflow' \
+            -c 'CREATE DATABASE mlflow_auth OWNER mlflow'
+        psql -h /tmp -U postgres -d mlflow_auth -qc 'SET ROLE mlflow' \
+            -c "CREATE TABLE granted AS SELECT 'ada' AS name"
         (echo 'SET ROLE mlflow;'; grep -v '^SET transaction_timeout\\|^.restrict\\|^.unrestrict') |
             psql -h /tmp -U postgres -d mlflow -qv ON_ERROR_STOP=1 >/dev/null
         pg_ctl -D /data/16 -w -m fast stop >/dev/null"""
@@ -89,6 +92,7 @@ def test_an_older_major_with_an_older_schema_is_upgraded_and_rolled_back(
 
     own.verb("upgrade", "--yes")
     assert own.psql("SHOW server_version_num").startswith("17")
+    assert own.psql("SELECT name FROM granted", database="mlflow_auth") == "ada"
     with own.logged_in():
         expected = modern(json.loads((OLD / VERSION / "expected.json").read_text()), VERSION)
         found = read_back(own, tmp_path)

@@ -47,6 +47,31 @@ def test_an_older_or_newer_schema_is_refused_and_left_alone(own: Stack, revision
     own.verb("up", "--no-build")
 
 
+def postgres_once(stack: Stack, script: str) -> subprocess.CompletedProcess:
+    """Run PostgreSQL's start script in a container beside the service, after `script` of the shell."""
+    words = ["run", "--rm", "--no-deps", "-T", "--entrypoint", "bash", "postgres", "-c"]
+    return stack.compose(*words, f"{script}exec /opt/postgres/start.sh", check=False, timeout=60)
+
+
+def test_a_second_postgresql_on_the_data_volume_is_refused(own: Stack) -> None:
+    done = postgres_once(own, "")
+    assert done.returncode == 78
+    assert "REFUSED: another container runs PostgreSQL on this data volume" in done.stderr + done.stdout
+    own.psql("SELECT 1")
+
+
+def test_postgresql_starts_when_the_number_of_its_killed_process_is_taken(own: Stack) -> None:
+    """A new container counts from 1 again: the number in the file of the killed one is this script's."""
+    own.compose("stop", "postgres")
+    stop_when_ready = (
+        "(until psql --host=/run/postgresql --username=postgres --command='SELECT 1'; do sleep 0.2; done;"
+        " kill -INT $$) & echo $$ >/data/17/postmaster.pid; "
+    )
+    done = postgres_once(own, stop_when_ready)
+    assert done.returncode == 0, done.stderr
+    own.verb("up", "--no-build")
+
+
 def test_a_data_volume_of_another_postgresql_is_refused_and_left_alone(own: Stack) -> None:
     own.verb("down")
     volume = f"{own.project}_postgres-data:/data"

@@ -24,12 +24,13 @@ SECURITY_HEADERS = {
 HARDENING = (
     *("--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges:true", "--init"),
     *("--memory=512m", "--pids-limit=50", "--tmpfs=/tmp:uid=10004,gid=10004,size=64m"),
+    "--tmpfs=/audit/nginx:uid=10004,gid=10004,size=64m",
 )
 """How Compose runs nginx, as options of docker run."""
 
 _SET_USER = """
 import os, pathlib, sys
-path = pathlib.Path("/secrets/auth/users")
+path = pathlib.Path("/secrets/auth/accounts")
 name, password_hash = sys.argv[1], sys.argv[2]
 lines = [line for line in path.read_text().splitlines() if not line.startswith(name + ":")]
 if password_hash:
@@ -45,7 +46,13 @@ temporary.replace(path)
 def docker(*words: str, check: bool = True) -> str:
     """Run docker WORDS… and return what it printed, on stdout and stderr."""
     done = subprocess.run(
-        ["docker", *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False
+        ["docker", *words],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",  # logs hold what attackers send
+        timeout=120,
+        check=False,
     )
     if check and done.returncode != 0:
         raise AssertionError(f"docker {words} ended with {done.returncode}: {done.stderr[-2000:]}")
@@ -64,6 +71,8 @@ def bcrypt_hash(password: str, cost: int = 10) -> str:
 
 def set_user(stack: Stack, name: str, password: str | None) -> None:
     """Give a user of the stack a password; None takes the user out."""
+    if password:
+        stack.handed_out |= {password, basic(name, password).split()[1]}
     stack.compose(
         *("run", "--rm", "--no-deps", "-T", "--entrypoint", "python3", "secrets", "-c", _SET_USER),
         *(name, bcrypt_hash(password) if password else ""),
@@ -187,20 +196,25 @@ def image_of(stack: Stack, service: str) -> str:
 
 def stack_networks(stack: Stack) -> tuple[str, str]:
     """Return the networks of the stack's own nginx."""
-    return f"{stack.project}_outside", f"{stack.project}_default"
+    return f"{stack.project}_door", f"{stack.project}_default"
 
 
 @contextmanager
-def door(stack: Stack, networks: Sequence[str], alias: str = "", **settings: str) -> Iterator[Door]:
-    """Run a second nginx of the stack's image with settings of its own; yield it when it answers."""
+def door(
+    stack: Stack, networks: Sequence[str], alias: str = "", more: Sequence[str] = (), **settings: str
+) -> Iterator[Door]:
+    """Run a second nginx of the stack's image with settings of its own; yield it when it answers.
+
+    `more` are options of docker run.
+    """
     port = free_port()
     environment = [f"--env={name}={value}" for name, value in settings.items()]
-    options = (*HARDENING, *environment, f"--publish=127.0.0.1:{port}:8080")
+    options = (*HARDENING, *environment, *more, f"--publish=127.0.0.1:{port}:8080")
     with container(image_of(stack, "nginx"), networks=networks, alias=alias, options=options) as name:
         opened = Door(name, port)
 
         def closed_to_strangers() -> bool:
-            return send(port, "GET", "/").status == 401
+            return send(port, "GET", "/").status in {401, 308}  # 308: by TLS only
 
         try:
             poll(closed_to_strangers, seconds=30, what="the second nginx answers")

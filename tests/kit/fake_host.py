@@ -33,7 +33,7 @@ SERVICES = ["auth", "minio", "mlflow", "nginx", "postgres", "prepare", "secrets"
 
 READING = re.compile(
     r"docker (info|version|--version|ps|inspect|logs|image inspect|volume inspect|buildx version"
-    r"|compose (version|ps|config|logs|exec -T [a-z]+ df))\b"
+    r"|compose (version|ps|config|logs|exec -T [a-z]+ df|exec -T acme stackops acme status))\b"
     r"|apt-get indextargets|apt-cache|dpkg|df|id|pip3 config|go env|sleep|lsof|sudo -n true"
 )
 

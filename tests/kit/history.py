@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +12,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from sklearn.naive_bayes import GaussianNB
 
+from kit import stored
 from kit.stack import Stack
 
 KEPT, GONE, YOUNG, PURGED = "kept", "gone", "young", "purged"
@@ -80,12 +80,7 @@ class History:
 
     def objects(self) -> dict[str, str]:
         """Return the digest of each artifact in the bucket by its key."""
-        script = (
-            "import boto3, json; client = boto3.client('s3', endpoint_url='http://minio:9000');"
-            "pages = client.get_paginator('list_objects_v2').paginate(Bucket='mlflow', Prefix='artifacts/');"
-            "print(json.dumps({o['Key']: o['ETag'] for p in pages for o in p.get('Contents', ())}))"
-        )
-        return json.loads(self.stack.compose("exec", "-T", "mlflow", "python", "-c", script).stdout)
+        return stored.objects(self.stack)
 
     def put(self, keys: list[str]) -> None:
         """Put small objects into the bucket."""

@@ -59,6 +59,8 @@ class Stack:
     settings_file: Path
     image_tag: str
     extra: dict[str, str] = field(default_factory=dict)
+    handed_out: set[str] = field(default_factory=set, repr=False)
+    """Passwords and tokens that tests gave to users: no log may hold one."""
     _password: str | None = field(default=None, repr=False)
 
     @property
@@ -144,6 +146,7 @@ class Stack:
             input=given,
             capture_output=True,
             text=True,
+            errors="replace",  # logs hold what attackers send
             timeout=timeout,
             check=False,
         )

@@ -8,13 +8,14 @@ from types import TracebackType
 
 import mlflow
 
+from kit.door import Door
 from kit.stack import Stack
 
 
 class Writer:
     """A client that logs metric points one after the other and remembers what was acknowledged."""
 
-    def __init__(self, stack: Stack) -> None:
+    def __init__(self, stack: Stack | Door) -> None:
         self._client = mlflow.MlflowClient(tracking_uri=stack.url)
         self.run_id = self._client.create_run(experiment_id="0").info.run_id
         self.acknowledged: list[int] = []

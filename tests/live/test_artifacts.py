@@ -394,3 +394,22 @@ def test_an_upload_cannot_leave_the_store(stack: Stack, run: mlflow.entities.Run
         assert 400 <= session.send(prepared, timeout=30).status_code < 500, path
     names = stack.compose("exec", "-T", "minio", "find", "/data", "-name", f"*{name}*").stdout
     assert names == ""
+
+
+@pytest.mark.parametrize(
+    "place", ["file:///secrets/mlflow", "/secrets/mlflow", "ftp://auth:8090/x", "s3://other"]
+)
+def test_no_record_makes_the_server_open_another_place(stack: Stack, experiment_id: str, place: str) -> None:
+    with mlflow.start_span("spy") as span:
+        pass
+    mlflow.flush_trace_async_logging()
+    # MLflow's client refuses to set this tag; its server does not.
+    stack.session().patch(
+        f"{stack.url}/api/3.0/mlflow/traces/{span.trace_id}/tags",
+        json={"key": "mlflow.artifactLocation", "value": place},
+        timeout=30,
+    ).raise_for_status()
+    query = {"request_id": span.trace_id, "path": str(uuid.uuid4())}
+    answer = stack.get("/ajax-api/2.0/mlflow/get-trace-artifact", params=query)
+    assert answer.status_code == 400
+    assert "own storage" in answer.text or "does not connect" in answer.text

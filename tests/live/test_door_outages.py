@@ -62,7 +62,7 @@ def outage(stack: Stack) -> Outage:
             health=send(stack.port, "GET", "/health"),
             page=ask("GET", "/", Accept="text/html,application/xhtml+xml"),
             stranger=send(stack.port, "GET", "/"),
-            own_file=ask("GET", "/stack-ui/defaults.js"),
+            own_file=ask("GET", "/stack-ui/page.js"),
             mlflow_client=ask("GET", API_PATHS[0], User_Agent="mlflow-python-client/3.17.2"),
             api={(method, path): ask(method, path) for method in METHODS for path in API_PATHS},
         )

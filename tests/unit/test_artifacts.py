@@ -17,6 +17,7 @@ from mlflow.store.artifact.artifact_repo import (
 
 from stackserver import artifacts
 from stackserver.artifacts import StackS3ArtifactRepository
+from stackserver.audit import overwritten
 from stackserver.tempspace import StorageFullError
 
 
@@ -41,15 +42,21 @@ class FakeS3:
         ]
         return [{"Contents": found}]
 
+    def head_object(self, Bucket: str, Key: str) -> None:
+        if Key not in self.objects:
+            raise ClientError({"Error": {"Code": "404"}}, "HeadObject")
+
     def upload_file(self, Filename: str, Bucket: str, Key: str, ExtraArgs: dict) -> None:
-        error = ClientError({"Error": {"Code": self.error_code}}, "PutObject")
-        raise S3UploadFailedError(f"Failed to upload {Filename} to {Bucket}/{Key}: {error}")
+        try:
+            raise ClientError({"Error": {"Code": self.error_code}}, "PutObject")
+        except ClientError as error:  # as boto3 does, without "from"
+            raise S3UploadFailedError(f"Failed to upload {Filename} to {Bucket}/{Key}: {error}")  # noqa: B904
 
 
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> FakeS3:
     fake = FakeS3({"artifacts/1/run/artifacts/a.txt": b"hello"})
-    monkeypatch.setattr(artifacts, "s3_client", lambda _endpoint: fake)
+    monkeypatch.setattr(artifacts, "new_s3_client", lambda _endpoint: fake)
     return fake
 
 
@@ -101,9 +108,41 @@ def test_a_refused_key_is_not_taken_for_a_missing_file(
         repository.download_artifacts("1/run/artifacts/b.txt", str(tmp_path))
 
 
-def test_a_folder_is_handed_to_mlflow(
+def test_a_folder_is_not_downloaded(
     repository: StackS3ArtifactRepository, s3: FakeS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(repository._s3, "list_artifacts", lambda _path: [FileInfo("d/a.txt", False, 1)])
-    monkeypatch.setattr(repository._s3, "download_artifacts", lambda path, dst: f"{dst}/{path} by MLflow")
-    assert repository.download_artifacts("d", str(tmp_path)) == f"{tmp_path}/d by MLflow"
+    with pytest.raises(MlflowException, match="'d' is a folder") as error:
+        repository.download_artifacts("d", str(tmp_path))
+    assert error.value.get_http_status_code() == 400
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("code", ["XMinioInvalidResourceName", "KeyTooLongError", "XMinioParentIsObject"])
+def test_a_name_that_the_storage_does_not_take_is_a_400(
+    repository: StackS3ArtifactRepository, s3: FakeS3, tmp_path: Path, code: str
+) -> None:
+    s3.error_code = code
+    (tmp_path / "a.txt").write_text("x")
+    for action in (
+        lambda: repository.log_artifact(str(tmp_path / "a.txt"), "1/run/artifacts"),
+        lambda: repository.download_artifacts("1/run/artifacts/b.txt", str(tmp_path / "copy")),
+    ):
+        with pytest.raises(MlflowException, match="cannot be the name of an artifact") as error:
+            action()
+        assert error.value.get_http_status_code() == 400
+
+
+def test_an_upload_over_an_object_is_noted_for_the_audit_log(
+    repository: StackS3ArtifactRepository, s3: FakeS3, tmp_path: Path
+) -> None:
+    (tmp_path / "a.txt").write_text("new")
+    (tmp_path / "b.txt").write_text("new")
+    token = overwritten.set([])
+    try:
+        for name in ("a.txt", "b.txt"):
+            with pytest.raises(S3UploadFailedError):  # the fake stores nothing
+                repository.log_artifact(str(tmp_path / name), "1/run/artifacts")
+        assert overwritten.get() == ["artifacts/1/run/artifacts/a.txt"]
+    finally:
+        overwritten.reset(token)

@@ -105,6 +105,7 @@ def test_the_table_has_a_line_per_job_that_is_on() -> None:
     assert schedule.crontab(read_settings({"DRILL_SCHEDULE": "off"})) == (
         "0 1 * * * stackops job backup\n0 3 * * 0 stackops job verify\n"
         "30 0 * * * stackops job usage\n0 2 * * 0 stackops job cleanup\n"
+        "10 0 * * * stackops job audit\n"
     )
     assert schedule.crontab(read_settings(ALL_OFF)) == ""
 
@@ -168,7 +169,7 @@ def samples(settings: Settings) -> dict[str, float]:
 def test_before_the_first_job_only_the_schedules_are_known(settings: Settings) -> None:
     assert set(samples(settings)) == {
         f"stack_job_next_run_timestamp_seconds/{job}"
-        for job in ("backup", "verify", "drill", "usage", "cleanup")
+        for job in ("backup", "verify", "drill", "usage", "cleanup", "audit")
     }
 
 

@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from kit.fake_host import STATUS_NOT_ALLOWED, STATUS_REFUSED, FakeHost, assert_error
+from kit.fake_host import (
+    STATUS_FAILED,
+    STATUS_NOT_ALLOWED,
+    STATUS_REFUSED,
+    FakeHost,
+    assert_error,
+)
 
 
 @pytest.fixture
@@ -40,9 +46,16 @@ def host(tmp_path: Path) -> FakeHost:
         ("MLFLOW_WORKERS=two", "a whole number"),
         ("MLFLOW_THREADS=0", "a whole number from 1"),
         ("MLFLOW_GATEWAY=yes", "on or off"),
+        ("AUTHORIZATION=on", "roles or rbac"),
+        ("RBAC_DEFAULT_PERMISSION=write", "READ, USE, EDIT, MANAGE or NO_PERMISSIONS"),
         ("COMPOSE_PROJECT_NAME=My Stack", "small letters"),
         ("IMAGE_TAG=a/b", "letters, digits"),
         ("PUBLIC_URL=mlflow.example.com", "https://mlflow.example.com"),
+        ("TLS_MODE=on", "off, self-signed, files or acme"),
+        ("ACME_SERVER=http://acme.example.com/dir", "https address of an ACME directory"),
+        ("ACME_SERVER=https://acme.example.com", "https address of an ACME directory"),
+        ("ACME_EMAIL=me", "admin@example.com"),
+        ("ACME_HTTP_PORT=http", "a port is a number"),
         ("PUBLIC_URL=https://mlflow.example.com/sub/path", "scheme, host"),
         ("PUBLIC_URL=https://x';touch y", "scheme, host"),
         ("DATABASE_URI=sqlite:///mlflow.db", "postgresql+psycopg2://USER@HOST/DATABASE"),
@@ -220,3 +233,64 @@ def test_a_settings_file_that_may_not_be_read_is_refused(host: FakeHost) -> None
     host.settings("HTTP_PORT=9000\n")
     (host.checkout / ".env").chmod(0)
     assert_error(host.run("up"), STATUS_NOT_ALLOWED, "may not read .env", fix="sudo chown")
+
+
+ACME = "TLS_MODE=acme\nCOMPOSE_FILE=docker-compose.yml:compose/acme.yml\n"
+
+
+@pytest.fixture
+def acme_host(host: FakeHost) -> FakeHost:
+    (host.checkout / "compose").mkdir()
+    (host.checkout / "compose/acme.yml").touch()
+    return host
+
+
+@pytest.mark.parametrize(
+    ("settings", "says", "fix"),
+    [
+        ("TLS_MODE=acme\nPUBLIC_URL=https://a.example.com\n", "is not there", "compose/acme.yml in .env"),
+        ("COMPOSE_FILE=docker-compose.yml:compose/acme.yml\n", "TLS_MODE is not acme", "TLS_MODE=acme"),
+        (ACME, "it is ''", "PUBLIC_URL=https://mlflow.example.com"),
+        *(
+            (f"{ACME}PUBLIC_URL={url}\n", f"it is '{url}'", "PUBLIC_URL=https://mlflow.example.com")
+            for url in (
+                *("http://mlflow.example.com", "https://192.0.2.1", "https://[2001:db8::1]:8443"),
+                *("https://localhost", "https://my.localhost:8080", "https://mlflow"),
+            )
+        ),
+        (f"{ACME}PUBLIC_URL=https://a.example.com\nHTTP_PORT=80\n", "are both 80", "HTTP_PORT=443"),
+    ],
+)
+def test_acme_without_what_belongs_to_it_is_refused(
+    acme_host: FakeHost, settings: str, says: str, fix: str
+) -> None:
+    acme_host.settings(settings)
+    assert_error(acme_host.run("up"), STATUS_REFUSED, says, "nothing was changed", fix=fix)
+    assert acme_host.calls == []
+
+
+@pytest.mark.parametrize("url", ["https://mlflow.example.com", "https://a-b.example.co.uk:8443/"])
+def test_acme_with_what_belongs_to_it_asks_for_the_certificate_last(acme_host: FakeHost, url: str) -> None:
+    acme_host.settings(f"{ACME}PUBLIC_URL={url}\nBIND_ADDRESS=0.0.0.0\nACME_HTTP_PORT=8081\n")
+    done = acme_host.run("up")
+    assert done.returncode == 0, done.stderr
+    assert acme_host.calls[-1] == "docker compose exec -T acme stackops acme obtain"
+    assert "warning" not in done.stderr
+
+
+def test_the_port_that_the_acme_server_comes_to_must_be_free(acme_host: FakeHost) -> None:
+    acme_host.docker("ps --filter publish=80 *", "echo 'shop/shop-web-1 127.0.0.1:80->80/tcp'")
+    acme_host.settings(f"{ACME}PUBLIC_URL=https://a.example.com\n")
+    done = acme_host.run("up")
+    assert_error(done, STATUS_REFUSED, "port 80 on 127.0.0.1 is taken", fix="write ACME_HTTP_PORT=81")
+    assert acme_host.changes == []
+
+
+def test_up_fails_when_no_certificate_came_and_says_where_mlflow_is(acme_host: FakeHost) -> None:
+    acme_host.settings(f"{ACME}PUBLIC_URL=https://a.example.com\nACME_HTTP_PORT=8081\n")
+    acme_host.docker("compose exec -T acme *", "echo 'error: no answer at port 80' >&2; exit 1")
+    done = acme_host.run("up")
+    assert done.returncode == STATUS_FAILED
+    assert "error: no answer at port 80" in done.stderr
+    assert "forwards port 80 of https://a.example.com to port 8081" in done.stderr
+    assert "MLflow is ready:  https://a.example.com" in done.stdout

@@ -23,7 +23,7 @@ from kit.fake_host import (
     assert_error,
 )
 
-NEED_DOCKER = ["accept-keys", "down", "env", "logs", "metrics", "password", "status"]
+NEED_DOCKER = ["accept-keys", "certificate", "down", "env", "logs", "metrics", "password", "status"]
 
 
 @pytest.fixture
@@ -144,34 +144,65 @@ def test_url_is_what_a_person_types(host: FakeHost, settings: str, url: str) -> 
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{url}\n", "")
 
 
-@pytest.mark.parametrize(
-    "password", ["plain", "it's", "two  words ", "$HOME `id` \\n", "'", '"', "a'b'c", "é#!*?", "-n"]
-)
-def test_env_makes_a_shell_ready_whatever_the_password(host: FakeHost, password: str) -> None:
-    host.docker("compose run *secrets show admin_password", f"printf '%s\\n' {shlex.quote(password)}")
-    done = host.run("env")
-    assert done.returncode == 0, done.stderr
-    variables = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+def gives_tokens(host: FakeHost, token: str) -> None:
+    line = shlex.quote(f"export MLFLOW_TRACKING_PASSWORD={token}")
+    host.docker("compose run *user list --json", "echo '[]'")
+    host.docker("compose run *user token *", f"printf '%s\\n' 'shown only now' {line}")
+
+
+def variables_of(host: FakeHost, script: str) -> list[str]:
     shell = subprocess.run(
-        ["/bin/sh", "-euc", 'eval "$1"; exec env', "sh", done.stdout],
+        ["/bin/sh", "-euc", 'eval "$1"; exec env', "sh", script],
         env={"PATH": str(host.commands)},
         capture_output=True,
         text=True,
         check=True,
     )
     seen = dict(line.split("=", 1) for line in shell.stdout.splitlines())
-    assert [seen[name] for name in variables] == ["http://127.0.0.1:8080", "admin", password]
-    assert password not in done.stdout.splitlines()[0] or password in "'-n"
+    return [seen[f"MLFLOW_TRACKING_{name}"] for name in ("URI", "USERNAME", "PASSWORD")]
 
 
-def test_env_prints_nothing_to_evaluate_when_the_password_cannot_be_had(host: FakeHost) -> None:
-    host.docker("compose run *secrets show admin_password", "echo half; exit 5")
+@pytest.mark.parametrize(
+    "token", ["plain", "it's", "two  words ", "$HOME `id` \\n", "'", '"', "a'b'c", "é#!*?", "-n"]
+)
+def test_env_makes_a_shell_ready_whatever_the_token(host: FakeHost, token: str) -> None:
+    host.user("ann")
+    gives_tokens(host, token)
+    done = host.run("env")
+    assert done.returncode == 0, done.stderr
+    assert variables_of(host, done.stdout) == ["http://127.0.0.1:8080", "ann", token]
+    (kept,) = (host.checkout / ".stack").glob("*.token.ann")
+    assert kept.stat().st_mode & 0o777 == 0o600
+
+
+def test_env_gives_the_same_token_again_until_it_is_taken_back(host: FakeHost) -> None:
+    host.user("ann")
+    gives_tokens(host, "first")
+    host.run("env")
+    label = next(call for call in host.calls if "user token" in call).split("--label ")[1]
+    host.docker(
+        "compose run *user list --json",
+        f"""echo '[{{"name": "ann", "tokens": [{{"owner": "ann", "label": "{label}"}}]}}]'""",
+    )
+    gives = host.docker
+    gives("compose run *user token *", "echo export MLFLOW_TRACKING_PASSWORD=second")
+    assert variables_of(host, host.run("env").stdout)[2] == "first"
+    assert variables_of(host, host.run("env", "--renew").stdout)[2] == "second"
+    assert any(f"user token ann --revoke {label}" in call for call in host.calls)
+    host.docker("compose run *user list --json", """echo '[{"name": "ann", "tokens": []}]'""")
+    gives("compose run *user token *", "echo export MLFLOW_TRACKING_PASSWORD=third")
+    assert variables_of(host, host.run("env").stdout)[2] == "third"
+    assert len([call for call in host.calls if "user add" in call]) == 1
+
+
+def test_env_prints_nothing_to_evaluate_when_there_is_no_token(host: FakeHost) -> None:
+    host.docker("compose run *user list --json", "echo half; exit 5")
     done = host.run("env")
     assert done.returncode != 0
     assert done.stdout == ""
 
 
-@pytest.mark.parametrize("verb", ["env", "password", "rotate", "accept-keys"])
+@pytest.mark.parametrize("verb", ["env", "password", "rotate", "accept-keys", "certificate"])
 def test_before_the_first_start_nothing_is_made_by_asking(host: FakeHost, verb: str) -> None:
     host.docker("volume inspect mlflow-stack_secrets", "exit 1")
     words = {"rotate": ["admin"], "accept-keys": ["--yes"]}.get(verb, [])
@@ -305,6 +336,44 @@ def test_status_names_what_is_not_well_and_what_is_missing(host: FakeHost) -> No
     assert "error: not there: auth\n" in done.stderr
     assert "error: not well: mlflow\n" in done.stderr
     assert "fix:   ./stack logs SERVICE" in done.stderr
+    done = host.run("status", "--json")
+    assert done.returncode == STATUS_FAILED
+    assert json.loads(done.stdout)["ok"] is False
+
+
+def test_the_certificate_is_shown_or_asked_for_anew(host: FakeHost) -> None:
+    host.docker("compose exec -T acme *", "echo certificate for a.example.com")
+    assert host.run("certificate", TLS_MODE="acme").stdout == "certificate for a.example.com\n"
+    assert host.calls[-1] == "docker compose exec -T acme stackops acme status"
+    assert host.run("certificate", "--renew", TLS_MODE="acme").returncode == 0
+    assert host.calls[-1] == "docker compose exec -T acme stackops acme obtain --renew"
+    host.docker("compose exec -T acme *", "echo 'error: no answer' >&2; exit 1")
+    assert host.run("certificate", TLS_MODE="acme").returncode == STATUS_FAILED
+
+
+@pytest.mark.parametrize("mode", ["off", "files", "self-signed"])
+def test_a_certificate_that_no_acme_server_gives_is_not_looked_after(host: FakeHost, mode: str) -> None:
+    done = host.run("certificate", "--renew", TLS_MODE=mode)
+    assert_error(done, STATUS_REFUSED, f"TLS_MODE is {mode}", fix="docs/access.md")
+    assert host.changes == []
+
+
+def test_status_tells_of_the_certificate_where_a_service_looks_after_it(host: FakeHost) -> None:
+    host.containers(*healthy(), "acme running 0 healthy")
+    host.docker("compose exec -T acme stackops acme status", "echo certificate for a.example.com")
+    host.docker("compose exec -T acme stackops acme status --json", 'echo \'{"problem": ""}\'')
+    done = host.run("status")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "  certificate for a.example.com\n" in done.stdout
+    found = json.loads(host.run("status", "--json").stdout)
+    assert (found["ok"], found["certificate"]) == (True, {"problem": ""})
+    failing = "echo certificate for a.example.com; echo 'error: no answer' >&2; exit 1"
+    host.docker("compose exec -T acme stackops acme status", failing)
+    host.docker("compose exec -T acme stackops acme status --json", 'echo \'{"problem": "x"}\'; exit 1')
+    done = host.run("status")
+    assert done.returncode == STATUS_FAILED
+    assert "  certificate for a.example.com\n" in done.stdout
+    assert "error: no answer" in done.stderr
     done = host.run("status", "--json")
     assert done.returncode == STATUS_FAILED
     assert json.loads(done.stdout)["ok"] is False

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
+import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import bcrypt
 import pytest
@@ -14,11 +17,13 @@ from hypothesis import strategies as st
 from stackauth.login import (
     FAILURE_WINDOW_SECONDS,
     FAILURES_ALLOWED,
+    WAITING_CHECKS_LIMIT,
     LoginDesk,
     Outcome,
     check_bcrypt,
     parse_basic,
 )
+from stackauth.users import NO_PASSWORD, Token, User
 
 
 def basic(name: str, password: str) -> str:
@@ -29,10 +34,13 @@ class Desk:
     """A desk whose hashes are "hash of PASSWORD", with a clock that a test moves."""
 
     def __init__(self, **passwords: str) -> None:
-        self.users = {name: f"hash of {password}" for name, password in passwords.items()}
+        self.users = {name: User(f"hash of {password}", "writer") for name, password in passwords.items()}
+        self.tokens: dict[str, Token] = {}
         self.now = 1000.0
         self.checked: list[str] = []
-        self.desk = LoginDesk(lambda: self.users, check=self._check, clock=lambda: self.now)
+        self.desk = LoginDesk(
+            lambda: self.users, lambda: self.tokens, check=self._check, clock=lambda: self.now
+        )
         self.desk._check_seconds = 0
 
     def _check(self, password: str, password_hash: str) -> bool:
@@ -67,7 +75,7 @@ def test_a_changed_hash_ends_a_remembered_login_at_once() -> None:
 
     async def scenario() -> None:
         assert await desk.outcome("alice", "secret") is Outcome.ACCEPTED
-        desk.users["alice"] = "hash of another"
+        desk.users["alice"] = User("hash of another", "writer")
         assert await desk.outcome("alice", "secret") is Outcome.REFUSED
         assert await desk.outcome("alice", "another") is Outcome.ACCEPTED
         del desk.users["alice"]
@@ -81,7 +89,7 @@ def test_a_password_refused_before_is_accepted_after_it_became_right() -> None:
 
     async def scenario() -> None:
         assert await desk.outcome("alice", "another") is Outcome.REFUSED
-        desk.users["alice"] = "hash of another"
+        desk.users["alice"] = User("hash of another", "writer")
         assert await desk.outcome("alice", "another") is Outcome.ACCEPTED
 
     desk.run(scenario)
@@ -146,9 +154,47 @@ def test_forty_users_behind_one_address_all_come_in_during_a_flood() -> None:
         flood = [desk.outcome("victim", f"guess {number}") for number in range(200)]
         users = [desk.outcome(f"user{number}", "secret") for number in range(40)]
         results = await asyncio.gather(*flood, *users)
-        for number, result in enumerate(results[200:]):
-            if result is not Outcome.ACCEPTED:  # the queue was full: the client tries again
-                assert await desk.outcome(f"user{number}", "secret") is Outcome.ACCEPTED
+        assert set(results[200:]) == {Outcome.ACCEPTED}
+        assert results[:200].count(Outcome.REFUSED) <= FAILURES_ALLOWED
+
+    desk.run(scenario)
+    assert len(desk.checked) <= 40 + FAILURES_ALLOWED
+
+
+def test_a_newcomer_comes_in_while_guesses_of_many_addresses_fill_the_queue() -> None:
+    """From an address that was there before, even if there is guessing from it as well."""
+    desk = Desk(alice="secret", bob="secret", victim="secret")
+    many = ["10.0.0.1", *(f"198.51.100.{number}" for number in range(1, 101))]
+
+    async def scenario() -> None:
+        assert await desk.outcome("alice", "secret", "10.0.0.1") is Outcome.ACCEPTED
+        flood = [
+            asyncio.create_task(desk.outcome("victim", f"{number} {at}", at))
+            for number in range(3)
+            for at in many
+        ]
+        await asyncio.sleep(0)
+        assert len(desk.desk._waiting) == WAITING_CHECKS_LIMIT
+        assert await desk.outcome("bob", "secret", "10.0.0.1") is Outcome.ACCEPTED
+        assert set(await asyncio.gather(*flood)) == {Outcome.REFUSED, Outcome.TOO_MANY}
+
+    desk.run(scenario)
+
+
+def test_a_quiet_address_comes_in_before_those_that_have_guessed() -> None:
+    desk = Desk(alice="secret", victim="secret")
+    many = [f"198.51.100.{number}" for number in range(1, 61)]
+
+    async def scenario() -> None:
+        await asyncio.gather(*(desk.outcome("victim", f"first {at}", at) for at in many))
+        flood = [
+            asyncio.create_task(desk.outcome("victim", f"{number} {at}", at))
+            for number in range(3)
+            for at in many
+        ]
+        await asyncio.sleep(0)
+        assert await desk.outcome("alice", "secret", "10.0.0.1") is Outcome.ACCEPTED
+        await asyncio.gather(*flood)
 
     desk.run(scenario)
 
@@ -201,3 +247,64 @@ def test_bcrypt_tells_a_right_password_from_a_wrong_one() -> None:
     password_hash = bcrypt.hashpw("grün €".encode(), bcrypt.gensalt(4)).decode()
     assert check_bcrypt("grün €", password_hash)
     assert not check_bcrypt("gruen", password_hash)
+
+
+# Tokens and roles.
+
+
+def test_a_token_opens_for_its_owner_at_once_and_after_any_number_of_failures() -> None:
+    desk = Desk(alice="secret", bob="other")
+    digest = hashlib.sha256(b"mlf_right").hexdigest()
+    desk.tokens[digest] = Token("alice", None)
+
+    async def scenario() -> None:
+        for _ in range(FAILURES_ALLOWED * 3):
+            assert await desk.outcome("alice", "mlf_wrong") is Outcome.REFUSED
+        assert await desk.outcome("alice", "mlf_right") is Outcome.ACCEPTED
+        assert await desk.outcome("bob", "mlf_right") is Outcome.REFUSED
+        login = await desk.desk.decide("Bearer mlf_right", "10.0.0.1")
+        assert (login.outcome, login.user, login.role) == (Outcome.ACCEPTED, "alice", "writer")
+        assert (await desk.desk.decide("Bearer mlf_wrong", "10.0.0.1")).outcome is Outcome.REFUSED
+        assert (await desk.desk.decide("Bearer ", "10.0.0.1")).outcome is Outcome.REFUSED
+        assert await desk.outcome("alice", "secret") is Outcome.ACCEPTED  # tokens count no failures
+        del desk.users["alice"]
+        assert await desk.outcome("alice", "mlf_right") is Outcome.REFUSED
+
+    desk.run(scenario)
+    assert desk.checked == ["secret"]
+
+
+def test_a_token_ends_when_its_time_is_over() -> None:
+    desk = Desk(alice="secret")
+    digest = hashlib.sha256(b"mlf_short").hexdigest()
+    for expires, outcome in ((time.time() + 60, Outcome.ACCEPTED), (time.time() - 1, Outcome.REFUSED)):
+        desk.tokens[digest] = Token("alice", expires)
+
+        async def scenario(outcome: Outcome = outcome) -> None:
+            assert await desk.outcome("alice", "mlf_short") is outcome
+
+        desk.run(scenario)
+
+
+def test_a_user_without_a_password_is_like_one_that_is_not_there() -> None:
+    desk = Desk()
+    desk.users["robot"] = User(NO_PASSWORD, "writer")
+
+    async def scenario() -> None:
+        assert await desk.outcome("robot", "*") is Outcome.REFUSED
+
+    desk.run(scenario)
+    assert desk.checked == []
+
+
+def test_a_changed_role_counts_for_a_remembered_login() -> None:
+    desk = Desk(alice="secret")
+
+    async def scenario() -> None:
+        login = await desk.desk.decide(basic("alice", "secret"), "10.0.0.1")
+        assert (login.may("reader"), login.may("writer"), login.may("approver")) == (True, True, False)
+        desk.users["alice"] = replace(desk.users["alice"], role="approver")
+        assert (await desk.desk.decide(basic("alice", "secret"), "10.0.0.1")).may("approver")
+
+    desk.run(scenario)
+    assert desk.checked == ["secret"]

@@ -10,7 +10,14 @@ import pytest
 
 from stackserver.errors import RefusedError
 from stackserver.prepare import bucket_policy, check_fingerprints, check_revision, fingerprint
-from stackserver.serve import STALE_TMP_SECONDS, clear_tmp, gunicorn_arguments, mlflow_environment
+from stackserver.serve import (
+    STALE_TMP_SECONDS,
+    auth_environment,
+    auth_settings,
+    clear_tmp,
+    gunicorn_arguments,
+    mlflow_environment,
+)
 from stackserver.settings import read_settings
 
 KNOWN = frozenset({"first", "second", "pinned"})
@@ -74,19 +81,43 @@ def test_a_replica_starts_with_an_empty_tmp_and_leaves_living_replicas_alone(tmp
 
 
 def test_no_secret_is_in_what_mlflow_gets_by_environment_and_command_line() -> None:
-    settings = read_settings({})
-    text = json.dumps(mlflow_environment(settings)) + " ".join(gunicorn_arguments(settings))
+    settings = read_settings({"AUTHORIZATION": "rbac"})
+    given = {**mlflow_environment(settings), **auth_environment()}
+    text = json.dumps(given) + " ".join(gunicorn_arguments(settings)) + auth_settings(settings)
     assert "password" not in text.lower()
     assert "mlflow@postgres" in text
 
 
-def test_the_pools_of_one_worker_stay_within_what_was_planned() -> None:
-    settings = read_settings({"MLFLOW_THREADS": "10"})
+def test_mlflows_auth_app_reads_the_settings_that_are_written_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.server.auth.config import read_auth_config
+
+    settings = read_settings(
+        {
+            "AUTHORIZATION": "rbac",
+            "RBAC_DEFAULT_PERMISSION": "NO_PERMISSIONS",
+            "DATABASE_URI": "postgresql://me%40server@db/runs",
+        }
+    )
+    (tmp_path / "auth.ini").write_text(auth_settings(settings))
+    monkeypatch.setenv("MLFLOW_AUTH_CONFIG_PATH", str(tmp_path / "auth.ini"))
+    found = read_auth_config()
+    assert found.database_uri == settings.permissions_uri
+    assert found.default_permission == "NO_PERMISSIONS"
+    assert found.authorization_function == "stackserver.identity:authenticate"
+    assert (found.admin_username, found.admin_password, found.read_database_uri) == (None, None, None)
+
+
+@pytest.mark.parametrize("authorization", ["roles", "rbac"])
+def test_the_pools_of_one_worker_stay_within_what_was_planned(authorization: str) -> None:
+    settings = read_settings({"MLFLOW_THREADS": "10", "AUTHORIZATION": authorization})
     environment = mlflow_environment(settings)
     pool = int(environment["MLFLOW_SQLALCHEMYSTORE_POOL_SIZE"]) + int(
         environment["MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW"]
     )
-    assert pool == settings.connections_per_worker == 40
+    assert pool == settings.record_connections == 40
+    assert settings.connections_per_worker == {"roles": 40, "rbac": 50}[authorization]
 
 
 def test_few_threads_still_make_a_valid_pool() -> None:

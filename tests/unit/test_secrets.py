@@ -95,26 +95,29 @@ def test_files_for_the_copy_elsewhere_reach_only_the_backup_with_whole_lines(
 
 def test_the_users_file_has_the_admin_with_a_bcrypt_hash(volume: Path, overrides: Path) -> None:
     secrets.ensure(volume, overrides, own=False)
-    name, password_hash = (volume / "auth/users").read_text().strip().split(":")
-    assert name == "admin"
+    first, *others = (volume / "auth/accounts").read_text().splitlines()
+    name, password_hash, role, state, account_id = first.split(":")
+    assert (name, role, state, others) == ("admin", "admin", "", ["_stack:*:reader"])
+    assert len(account_id) == 16
     assert password_hash.startswith("$2b$10$")
     assert bcrypt.checkpw((volume / "source/admin_password").read_bytes(), password_hash.encode())
 
 
 def test_an_operators_password_wins_and_other_users_stay(volume: Path, overrides: Path) -> None:
     secrets.ensure(volume, overrides, own=False)
-    users = volume / "auth/users"
+    users = volume / "auth/accounts"
     users.chmod(0o600)
     users.write_text(users.read_text() + "bob:$2b$10$hash\n")
     (overrides / "admin_password").write_text("my own\n")
     assert set(secrets.ensure(volume, overrides, own=False)) == {
         "source/admin_password",
+        "auth/accounts",
         "auth/users",
         "backup/sealed.age",
     }
     lines = users.read_text().splitlines()
-    assert bcrypt.checkpw(b"my own", lines[0].partition(":")[2].encode())
-    assert lines[1:] == ["bob:$2b$10$hash"]
+    assert bcrypt.checkpw(b"my own", lines[0].split(":")[1].encode())
+    assert lines[1:] == ["_stack:*:reader", "bob:$2b$10$hash:admin"]
 
 
 @pytest.mark.parametrize(
@@ -164,6 +167,23 @@ def test_rotation_of_an_operators_own_password_is_refused(volume: Path, override
         secrets.rotate(volume, overrides, "admin", own=False)
 
 
+def test_the_key_of_the_door_reaches_both_ends_as_digits_and_is_rotated(
+    volume: Path, overrides: Path
+) -> None:
+    (overrides / "door_key").write_text('my "own" $key;\n')
+    secrets.ensure(volume, overrides, own=False)
+    key = (volume / "nginx/door_key").read_text()
+    assert len(key) == 64
+    assert int(key, 16)
+    assert (volume / "mlflow/door_key").read_text() == key
+    assert (volume / "mlflow/flask_key").read_text() != key
+    (overrides / "door_key").unlink()
+    assert set(secrets.rotate(volume, overrides, "door", own=False)) == {
+        *("mlflow/door_key", "mlflow/flask_key", "nginx/door_key", "backup/sealed.age"),
+    }
+    assert (volume / "nginx/door_key").read_text() != key
+
+
 def test_keys_that_encrypt_stored_values_are_in_no_rotation() -> None:
     rotated = {name for group in secrets.ROTATIONS.values() for name in group}
     assert rotated.isdisjoint(secrets.ENCRYPTION_KEYS)
@@ -174,7 +194,10 @@ def test_sealed_secrets_open_with_the_recovery_key_only(volume: Path, overrides:
     sealed = (volume / secrets.SEALED).read_bytes()
     values = {path.name: path.read_text() for path in (volume / "source").iterdir()}
     opened = secrets.unseal(sealed, values["recovery_key"])
-    assert opened == {**values, "auth/users": (volume / "auth/users").read_text()}
+    assert opened == {
+        **values,
+        **{name: (volume / name).read_text() for name in (*secrets.ACCOUNTS, secrets.FORMER_USERS)},
+    }
     assert not [value for value in values.values() if value.encode() in sealed]
     with pytest.raises(OperationError, match="does not open"):
         secrets.unseal(sealed, secrets.GENERATORS["recovery_key"]())

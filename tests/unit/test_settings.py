@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stackserver.errors import RefusedError
-from stackserver.settings import CONNECTIONS_RESERVED, normalise_database_uri, parse_bytes, read_settings
+from stackserver.settings import (
+    CONNECTIONS_RESERVED,
+    PERMISSIONS,
+    normalise_database_uri,
+    parse_bytes,
+    read_settings,
+)
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg2"])
@@ -45,6 +51,10 @@ def test_empty_values_mean_the_defaults() -> None:
         ("MLFLOW_THREADS", "-1"),
         ("MLFLOW_TMP_LIMIT", "much"),
         ("MLFLOW_GATEWAY", "yes"),
+        ("AUTHORIZATION", "none"),
+        ("AUTHORIZATION", "RBAC"),
+        ("RBAC_DEFAULT_PERMISSION", "read"),
+        ("RBAC_DEFAULT_PERMISSION", "DENY"),
     ],
 )
 def test_a_malformed_value_is_refused_with_its_name(name: str, value: str) -> None:
@@ -59,6 +69,32 @@ def test_connections_that_do_not_fit_are_refused_with_the_number_that_would() ->
     needed = int(refusal.value.fix.split("POSTGRES_MAX_CONNECTIONS=")[1].split()[0])
     accepted = read_settings({"MLFLOW_WORKERS": "4", "POSTGRES_MAX_CONNECTIONS": str(needed)})
     assert accepted.connections_needed == needed
+
+
+def test_permissions_are_decided_by_the_door_alone_unless_said() -> None:
+    assert not read_settings({}).rbac
+    assert read_settings({"AUTHORIZATION": "rbac"}).rbac
+    assert read_settings({}).default_permission == "READ"
+
+
+def test_permissions_have_a_database_beside_the_records() -> None:
+    assert read_settings({}).permissions_uri == "postgresql+psycopg2://mlflow@postgres/mlflow_auth"
+    own = read_settings({"DATABASE_URI": "postgresql://me%40server@db:5433/my%20runs?sslmode=require"})
+    assert own.permissions_uri == ("postgresql+psycopg2://me%40server@db:5433/my%20runs_auth?sslmode=require")
+    assert own.permissions_owner == ("me@server", "my runs_auth")
+
+
+def test_permissions_take_a_connection_more_for_each_thread() -> None:
+    roles, rbac = read_settings({}), read_settings({"AUTHORIZATION": "rbac"})
+    assert rbac.connections_per_worker - roles.connections_per_worker == rbac.threads
+    assert rbac.record_connections == roles.record_connections == roles.connections_per_worker
+    assert rbac.connections_needed <= rbac.max_connections  # the defaults fit
+
+
+def test_the_default_permission_is_one_that_mlflow_knows() -> None:
+    from mlflow.server.auth.permissions import ALL_PERMISSIONS
+
+    assert set(PERMISSIONS) == set(ALL_PERMISSIONS) - {"DENY"}
 
 
 @given(workers=st.integers(1, 8), threads=st.integers(1, 64), replicas=st.integers(1, 8))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from stackserver.tempspace import App, Receive, Send
+from stackserver.asgi import App, Receive, Send
 
 
 class HeldHeadLayer:

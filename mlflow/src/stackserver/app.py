@@ -1,6 +1,7 @@
 """The ASGI application that gunicorn serves: MLflow's own behind the stack's layers.
 
-From the outside in: answers that leave whole, metrics, the stack's own routes, room on the
+From the outside in: answers that leave whole, metrics, the stack's own routes, who it is (with
+AUTHORIZATION=rbac), the audit log, the places of experiments, the names of artifacts, room on the
 temporary volume, a length for chunked bodies, MLflow.
 The own routes (/stack/ready, /stack/metrics) are not reachable through nginx.
 """
@@ -9,23 +10,29 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import anyio.to_thread
-from mlflow.server.fastapi_app import app as mlflow_app
 
 from stackserver.answers import HeldHeadLayer
-from stackserver.bodies import KnownLengthLayer
+from stackserver.audit import AuditLayer, AuditLog
+from stackserver.bodies import HeldBodyLayer
 from stackserver.database import check_database, pinned_revision
+from stackserver.identity import DoorKey, IdentityLayer, People
+from stackserver.locations import LocationLayer, close_other_places
 from stackserver.metrics import MetricsLayer, render_metrics
+from stackserver.names import NameLayer
+from stackserver.permissions_schema import check_permissions_ready, revisions
 from stackserver.readiness import (
     DATABASE_REMEMBERED_SECONDS,
     STORAGE_REMEMBERED_SECONDS,
     Check,
     report,
 )
+from stackserver.serve import SECRETS
 from stackserver.settings import Settings, read_settings
 from stackserver.storage import check_storage
 from stackserver.tempspace import TempSpaceLayer
@@ -45,6 +52,10 @@ class StackRoutes:
                 STORAGE_REMEMBERED_SECONDS,
             ),
         ]
+        if settings.rbac:
+            self._checks.append(
+                Check("permissions", lambda: check_permissions_ready(settings), DATABASE_REMEMBERED_SECONDS)
+            )
         # Outside the pool that requests use: a probe must not wait for a busy server.
         self._limiter = anyio.CapacityLimiter(4)
 
@@ -73,16 +84,36 @@ class StackRoutes:
         await send({"type": "http.response.body", "body": body})
 
 
+def mlflow_app(settings: Settings) -> tuple[Callable[..., Awaitable[None]], People | None]:
+    """Return MLflow's application and, with AUTHORIZATION=rbac, who remembers its users."""
+    if settings.rbac:
+        from stackserver import permissions
+
+        return permissions.create_app(settings)
+    # MLflow looks for its auth app at each search of runs, and would ask it even where it is off.
+    sys.modules["mlflow.server.auth"] = None  # type: ignore[assignment]
+    from mlflow.server.fastapi_app import app
+
+    return app, None
+
+
 def create_app(settings: Settings) -> Callable[..., Awaitable[None]]:
     """Return the whole application."""
     pinned_revision()  # read once, before the workers fork
+    close_other_places()
+    mlflow, people = mlflow_app(settings)
     limited = TempSpaceLayer(
-        KnownLengthLayer(mlflow_app),
+        HeldBodyLayer(mlflow),
         Path(os.environ["TMPDIR"]).parent,
         settings.tmp_limit_bytes,
         settings.tmp_reserve_bytes,
     )
-    return HeldHeadLayer(MetricsLayer(StackRoutes(limited, settings)))
+    placed = LocationLayer(NameLayer(limited), settings.artifact_destination, may_choose=not settings.rbac)
+    inner: Callable[..., Awaitable[None]] = AuditLayer(placed, AuditLog(settings.audit_folder))
+    if people is not None:
+        revisions()
+        inner = IdentityLayer(inner, DoorKey(SECRETS / "door_key"), people)
+    return HeldHeadLayer(MetricsLayer(StackRoutes(inner, settings)))
 
 
 app = create_app(read_settings())

@@ -1,14 +1,17 @@
 """The artifact repository behind the proxied artifact routes: S3, through this server only.
 
 It takes the place of MLflow's own for the scheme `s3` (an entry point wins over a built-in,
-mlflow/store/artifact/artifact_repository_registry.py of 3.17.2) and differs in four ways:
+mlflow/store/artifact/artifact_repository_registry.py of 3.17.2) and differs in seven ways:
 
 - It has none of the Multipart and Presigned mixins. MLflow would otherwise advertise
   presigned transfers to the internal endpoint, which clients cannot reach: downloads hang
   for minutes, and `.gz` files come back decompressed.
 - A missing object is RESOURCE_DOES_NOT_EXIST (404) instead of a 500, which clients
   retry for four minutes.
+- A name that the storage does not take is INVALID_PARAMETER_VALUE (400), for the same reason.
+- A folder is not downloaded: the raw route would fetch a whole run to answer nothing.
 - A bucket without room is a StorageFullError (507, said by tempspace.py) instead of a 500.
+- It opens the stack's own bucket and prefix only (locations.py).
 - Its client has short timeouts and follows rotated credentials.
 """
 
@@ -17,6 +20,8 @@ from __future__ import annotations
 import errno
 import os
 import posixpath
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from boto3.exceptions import S3UploadFailedError
@@ -28,9 +33,20 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
 
-from stackserver.storage import s3_client
+from stackserver.audit import overwritten
+from stackserver.locations import refuse_place
+from stackserver.storage import s3_client as new_s3_client
 from stackserver.tempspace import StorageFullError
 
+DESTINATION_VARIABLE = "_MLFLOW_SERVER_ARTIFACT_DESTINATION"
+"""How serve.py tells MLflow the root of all artifacts (mlflow.server itself imports this module)."""
+UNFIT_NAMES = frozenset(
+    {
+        *("XMinioInvalidObjectName", "XMinioInvalidResourceName", "XMinioParentIsObject"),
+        *("XMinioObjectExistsAsDirectory", "KeyTooLongError", "InvalidArgument", "InvalidURI", "400"),
+    }
+)
+"""What a storage answers to a key that it cannot have, or not beside those that it has."""
 STORAGE_FULL = ("XMinioStorageFull", "no space left on device")
 """What MinIO answers to an upload for which its drive has no room, before and while it writes."""
 
@@ -43,6 +59,9 @@ class StackS3ArtifactRepository(ArtifactRepository):
     """
 
     def __init__(self, artifact_uri: str, *arguments: Any, **keywords: Any) -> None:
+        destination = os.environ.get(DESTINATION_VARIABLE)
+        if destination and not f"{artifact_uri}/".startswith(f"{destination}/"):
+            refuse_place(artifact_uri)
         super().__init__(artifact_uri, *arguments, **keywords)
         self._s3 = _FastFailingS3(artifact_uri, *arguments, **keywords)
 
@@ -67,10 +86,11 @@ class StackS3ArtifactRepository(ArtifactRepository):
         self._s3.upload_archived_trace_data_bytes(data)
 
     def download_artifacts(self, artifact_path: str, dst_path: str | None = None) -> str:
-        """Return the local path of a downloaded file (or folder, as MLflow does).
+        """Return the local path of a downloaded file (without `dst_path`: or folder, as MLflow does).
 
         A file is fetched at once, without MLflow's listing before it. Raise
-        MlflowException with RESOURCE_DOES_NOT_EXIST if there is no such object.
+        MlflowException with RESOURCE_DOES_NOT_EXIST if there is no such object, and with
+        INVALID_PARAMETER_VALUE if it is a folder.
         """
         if not dst_path or not artifact_path:
             return self._s3.download_artifacts(artifact_path, dst_path)
@@ -81,39 +101,77 @@ class StackS3ArtifactRepository(ArtifactRepository):
         except MlflowException:
             if not self._s3.list_artifacts(artifact_path):
                 raise
-            return self._s3.download_artifacts(artifact_path, dst_path)
+            message = f"'{artifact_path}' is a folder: list it, then download its files."
+            raise MlflowException(message, error_code=INVALID_PARAMETER_VALUE) from None
         return local_path
 
     def _download_file(self, remote_file_path: str, local_path: str) -> None:
         self._s3._download_file(remote_file_path, local_path)
 
 
+def _code(error: BaseException | None) -> str | None:
+    """Return the code of the storage's answer. boto3 wraps the answer to an upload in another error."""
+    answer = error.__context__ if isinstance(error, S3UploadFailedError | MlflowException) else error
+    return answer.response.get("Error", {}).get("Code") if isinstance(answer, ClientError) else None
+
+
+def _unfit(name: str) -> MlflowException:
+    return MlflowException(f"'{name}' cannot be the name of an artifact.", error_code=INVALID_PARAMETER_VALUE)
+
+
+@contextmanager
+def _said_plainly(name: str) -> Iterator[None]:
+    """Raise what the storage says of a name as MLflow's own errors, and a full bucket as its own."""
+    try:
+        yield
+    except (ClientError, S3UploadFailedError) as error:
+        if any(words in str(error) for words in STORAGE_FULL):
+            raise StorageFullError(errno.ENOSPC, "the object storage is full") from error
+        if _code(error) in UNFIT_NAMES:
+            raise _unfit(name) from error
+        raise
+
+
+def _is_there(client: BaseClient, bucket: str, key: str) -> bool:
+    try:
+        client.head_object(Bucket=bucket, Key=key)
+    except ClientError:
+        return False
+    return True
+
+
 class _FastFailingS3(S3ArtifactRepository):
     """MLflow's S3 repository with our client, and a 404 for what is missing."""
 
     def _get_s3_client(self) -> BaseClient:
-        return s3_client(MLFLOW_S3_ENDPOINT_URL.get())
+        return new_s3_client(MLFLOW_S3_ENDPOINT_URL.get())
 
-    def _upload_file(self, *arguments: Any, **keywords: Any) -> None:
-        try:
-            super()._upload_file(*arguments, **keywords)
-        except (ClientError, S3UploadFailedError) as error:
-            if any(
-                words in str(error) for words in STORAGE_FULL
-            ):  # boto3 wraps the answer and keeps only its text
-                raise StorageFullError(errno.ENOSPC, "the object storage is full") from error
-            raise
+    def _upload_file(self, s3_client: BaseClient, local_file: str, bucket: str, key: str) -> None:
+        replaced = overwritten.get()
+        if replaced is not None and _is_there(s3_client, bucket, key):
+            replaced.append(key)
+        with _said_plainly(key):
+            super()._upload_file(s3_client, local_file, bucket, key)
 
     def _download_file(self, remote_file_path: str, local_path: str) -> None:
         try:
-            super()._download_file(remote_file_path, local_path)
+            with _said_plainly(remote_file_path):
+                super()._download_file(remote_file_path, local_path)
         except ClientError as error:
-            code = error.response.get("Error", {}).get("Code")
+            if _code(error) not in {"404", "NoSuchKey"}:
+                raise
             name = posixpath.basename(remote_file_path)
-            if code in {"404", "NoSuchKey"}:
-                message = f"The artifact '{name}' does not exist at '{remote_file_path}'."
-                raise MlflowException(message, error_code=RESOURCE_DOES_NOT_EXIST) from error
-            if code in {"400", "InvalidArgument"}:
-                message = f"'{remote_file_path}' cannot be the name of an artifact."
-                raise MlflowException(message, error_code=INVALID_PARAMETER_VALUE) from error
+            message = f"The artifact '{name}' does not exist at '{remote_file_path}'."
+            raise MlflowException(message, error_code=RESOURCE_DOES_NOT_EXIST) from error
+
+    def _iterate_s3_paginated_results(self, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
+        try:
+            yield from super()._iterate_s3_paginated_results(bucket, prefix)
+        except MlflowException as error:
+            if _code(error) in UNFIT_NAMES:
+                raise _unfit(prefix) from error
             raise
+
+    def delete_artifacts(self, artifact_path: str | None = None) -> None:
+        with _said_plainly(artifact_path or ""):
+            super().delete_artifacts(artifact_path)

@@ -31,7 +31,7 @@ def connect(
     parameters = {key: value for key, value in url.query.items() if isinstance(value, str)}
     parameters.setdefault("connect_timeout", str(CONNECT_TIMEOUT_SECONDS))
     return psycopg2.connect(
-        host=url.host,
+        host=parameters.pop("host", url.host),
         port=url.port or 5432,
         dbname=url.database,
         user=user or url.username,

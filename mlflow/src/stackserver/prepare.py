@@ -1,8 +1,9 @@
 """One-shot before the server: refuse what would lose data, then make what is missing.
 
 Checks come first and change nothing: the settings, the schema's revision, the fingerprints
-of the keys that encrypt stored values. Then: MLflow's tables in an empty database, the
-schema `stackops`, the bucket, and a storage user that may do nothing but use it.
+of the keys that encrypt stored values. Then: MLflow's tables in an empty database, those of its
+permissions in another (AUTHORIZATION=rbac), the schema `stackops`, the bucket, and a storage
+user that may do nothing but use it.
 
 With --migrate it does another job: see migrate.py.
 """
@@ -29,6 +30,7 @@ from stackserver.care import tend_tables
 from stackserver.database import connect, known_revisions, pinned_revision, schema_revision, unknown_revision
 from stackserver.errors import RefusedError, exit_refused
 from stackserver.migrate import MigrationError, check, migrate, report
+from stackserver.permissions_schema import check_permissions, known_revision, upgrade_permissions
 from stackserver.settings import Settings, read_settings
 
 SECRETS = Path("/secrets/prepare")
@@ -199,12 +201,26 @@ def check_reachable(database_uri: str) -> None:
         return
 
 
+def check_migration(settings: Settings) -> None:
+    """Say which migration there would be. Raise RefusedError if it was not tested; change nothing."""
+    check(settings.database_uri)
+    if settings.rbac:
+        known_revision(settings)
+
+
 def migrate_database(settings: Settings) -> None:
-    """Migrate an older database, report, and exit with 1 if it did not come out as it went in."""
+    """Migrate an older database, report, and exit with 1 if it did not come out as it went in.
+
+    The tables of permissions too, with AUTHORIZATION=rbac.
+    """
     wait_for(lambda: check_reachable(settings.database_uri), "the database")
     try:
-        status = report(migrate(settings.database_uri))
-    except MigrationError as error:
+        outcome = migrate(settings.database_uri)
+        if settings.rbac:
+            before, after = upgrade_permissions(settings)
+            print(f"permissions: schema {before or 'not made yet'}, now {after}", flush=True)
+        status = report(outcome)
+    except (MigrationError, sqlalchemy.exc.SQLAlchemyError) as error:
         print(f"FAILED: {error}", file=sys.stderr, flush=True)
         status = 1
     if status:
@@ -226,10 +242,14 @@ def prepare(settings: Settings, *, accept_keys: bool = False) -> None:
     with closing(connect(settings.database_uri, user=settings.operations_user)) as connection:
         if not accept_keys:
             check_fingerprints(stored_fingerprints(connection), keys_now, encrypted)
+    if settings.rbac:
+        check_permissions(settings)
 
     if revision is None:
         print("an empty database: making MLflow's tables", flush=True)
         create_tables(settings.database_uri)
+    if settings.rbac:
+        upgrade_permissions(settings)
     with closing(connect(settings.database_uri)) as connection:
         tend_tables(connection)
     with closing(connect(settings.database_uri, user=settings.operations_user)) as connection:
@@ -244,7 +264,7 @@ def main() -> None:
     os.environ["PGPASSFILE"] = str(SECRETS / "pgpass")
     try:
         if "--check" in sys.argv[1:]:
-            return check(read_settings().database_uri)
+            return check_migration(read_settings())
         if "--migrate" in sys.argv[1:]:
             return migrate_database(read_settings())
         prepare(read_settings(), accept_keys="--accept-keys" in sys.argv[1:])

@@ -19,13 +19,14 @@ SECRETS = Path("/secrets/mlflow")
 TMP_ROOT = Path("/var/tmp/mlflow")
 STALE_TMP_SECONDS = 86_400
 PROMETHEUS_FOLDER = Path("/tmp/prometheus")
+AUTH_SETTINGS = Path("/tmp/mlflow-auth.ini")
 POOL_KEPT = 8
 """Connections that a pool keeps open; more are closed when they are given back."""
 
 
 def mlflow_environment(settings: Settings) -> dict[str, str]:
     """Return the environment variables through which MLflow gets the stack's settings."""
-    pool_kept = min(POOL_KEPT, settings.connections_per_worker)
+    pool_kept = min(POOL_KEPT, settings.record_connections)
     return {
         "_MLFLOW_SERVER_FILE_STORE": settings.database_uri,
         "_MLFLOW_SERVER_REGISTRY_STORE": settings.database_uri,
@@ -38,9 +39,29 @@ def mlflow_environment(settings: Settings) -> dict[str, str]:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
         "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": str(pool_kept),
-        "MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW": str(settings.connections_per_worker - pool_kept),
+        "MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW": str(settings.record_connections - pool_kept),
         "MLFLOW_SQLALCHEMYSTORE_POOL_RECYCLE": "3600",
     }
+
+
+def auth_environment() -> dict[str, str]:
+    """Return the variables of MLflow's auth app: it protects FastAPI's routes too, and makes no admin."""
+    return {
+        "MLFLOW_AUTH_CONFIG_PATH": str(AUTH_SETTINGS),
+        "_MLFLOW_SGI_NAME": "uvicorn",
+        "_MLFLOW_AUTH_ADMIN_BOOTSTRAPPED": "true",
+    }
+
+
+def auth_settings(settings: Settings) -> str:
+    """Return the settings file of MLflow's auth app (mlflow/server/auth/config.py)."""
+    database_uri = settings.permissions_uri.replace("%", "%%")  # configparser's own sign
+    return (
+        "[mlflow]\n"
+        f"database_uri = {database_uri}\n"
+        f"default_permission = {settings.default_permission}\n"
+        "authorization_function = stackserver.identity:authenticate\n"
+    )
 
 
 def _flag(value: bool) -> str:
@@ -93,6 +114,10 @@ def main() -> None:
     # MLflow takes these two from the environment only.
     os.environ["MLFLOW_CRYPTO_KEK_PASSPHRASE"] = (SECRETS / "kek_passphrase").read_text()
     os.environ["MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY"] = (SECRETS / "webhook_key").read_text()
+    if settings.rbac:
+        AUTH_SETTINGS.write_text(auth_settings(settings))
+        os.environ.update(auth_environment())
+        os.environ["MLFLOW_FLASK_SERVER_SECRET_KEY"] = (SECRETS / "flask_key").read_text()
     arguments = gunicorn_arguments(settings)
     os.execvp(arguments[0], arguments)
 

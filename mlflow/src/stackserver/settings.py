@@ -6,7 +6,8 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from stackserver.errors import RefusedError
 
@@ -16,6 +17,10 @@ CONNECTIONS_RESERVED = 20
 SESSIONS_PER_REQUEST = 4
 """Connections that one request of MLflow 3.17.2 may hold at once (nested sessions of
 log_batch); a pool below threads times this can deadlock on itself under load."""
+PERMISSIONS = ("READ", "USE", "EDIT", "MANAGE", "NO_PERMISSIONS")
+"""What RBAC_DEFAULT_PERMISSION may be (mlflow/server/auth/permissions.py of 3.17.2; its DENY is a veto,
+under which nobody but an admin could make anything)."""
+PERMISSIONS_DATABASE_ENDING = "_auth"
 _BYTE_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
@@ -34,6 +39,9 @@ class Settings:
     tmp_limit_bytes: int
     tmp_reserve_bytes: int
     gateway: bool
+    audit_folder: Path
+    rbac: bool
+    default_permission: str
 
     @property
     def operations_user(self) -> str | None:
@@ -41,18 +49,40 @@ class Settings:
         return "stackops" if urlsplit(self.database_uri).hostname == "postgres" else None
 
     @property
+    def permissions_uri(self) -> str:
+        """The database of MLflow's permissions: beside that of the records, its name and "_auth"."""
+        parts = urlsplit(self.database_uri)
+        return parts._replace(path=parts.path + PERMISSIONS_DATABASE_ENDING).geturl()
+
+    @property
+    def permissions_owner(self) -> tuple[str, str]:
+        """The user and the name of the database of permissions, as PostgreSQL has them."""
+        parts = urlsplit(self.permissions_uri)
+        return unquote(parts.username or ""), unquote(parts.path.lstrip("/"))
+
+    @property
     def artifact_destination(self) -> str:
         """The S3 URI under which MLflow keeps all artifacts."""
         return f"s3://{self.bucket}/{self.artifact_prefix}"
 
     @property
-    def connections_per_worker(self) -> int:
-        """Connections that one worker process may open to PostgreSQL at most.
+    def record_connections(self) -> int:
+        """Connections of one worker process for MLflow's records.
 
         MLflow makes one pool for tracking and one for the registry; a thread is in one
         request, and so in one of them, at a time.
         """
         return self.threads * SESSIONS_PER_REQUEST
+
+    @property
+    def permission_connections(self) -> int:
+        """Connections of one worker process for MLflow's permissions: none is held while another is taken."""
+        return self.threads if self.rbac else 0
+
+    @property
+    def connections_per_worker(self) -> int:
+        """Connections that one worker process may open to PostgreSQL at most."""
+        return self.record_connections + self.permission_connections
 
     @property
     def connections_needed(self) -> int:
@@ -113,6 +143,14 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
             raise RefusedError(f"{name} is '{text}'", "write on or off in .env")
         return text == "on"
 
+    def one_of(name: str, values: tuple[str, ...]) -> str:
+        text = environment.get(name) or values[0]
+        if text not in values:
+            raise RefusedError(
+                f"{name} is '{text}'", f"write {', '.join(values[:-1])} or {values[-1]} in .env"
+            )
+        return text
+
     settings = Settings(
         database_uri=normalise_database_uri(environment.get("DATABASE_URI") or DATABASE_URI_DEFAULT),
         bucket=environment.get("S3_BUCKET") or "mlflow",
@@ -125,6 +163,9 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
         tmp_limit_bytes=size("MLFLOW_TMP_LIMIT", "20g"),
         tmp_reserve_bytes=size("MLFLOW_TMP_RESERVE", "1g"),
         gateway=switch("MLFLOW_GATEWAY"),
+        audit_folder=Path(environment.get("AUDIT_FOLDER") or "/audit/mlflow"),
+        rbac=one_of("AUTHORIZATION", ("roles", "rbac")) == "rbac",
+        default_permission=one_of("RBAC_DEFAULT_PERMISSION", PERMISSIONS),
     )
     if settings.connections_needed > settings.max_connections:
         raise RefusedError(

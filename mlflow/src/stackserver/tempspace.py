@@ -8,23 +8,19 @@ with 507 Insufficient Storage, which clients do not retry, before anything is wr
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from stackserver.asgi import App, Receive, Send, drain, refuse
+
 ARTIFACT_ROUTE = "/mlflow-artifacts/artifacts/"
-DRAIN_LIMIT_BYTES = 64 << 30
+FULL = "INSUFFICIENT_STORAGE"
 STORAGE_FULL = (
     "The object storage has no room for this artifact; nothing was stored. Runs and metrics are not "
     "concerned. An operator can free disk space, or delete artifacts."
 )
-
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-App = Callable[[dict[str, Any], Receive, Send], Awaitable[None]]
 
 
 class StorageFullError(OSError):
@@ -70,8 +66,8 @@ class TempSpaceLayer:
         room = room_bytes(self._folder, self._limit_bytes, self._reserve_bytes)
         wanted = _content_length(scope) if scope["method"] == "PUT" else 1
         if wanted > room:
-            await _drain(receive)
-            await _refuse(send, _no_room(wanted, room))
+            await drain(receive)
+            await refuse(send, 507, FULL, _no_room(wanted, room))
             return
 
         await self._watch(scope, receive, send, wanted)
@@ -101,10 +97,9 @@ class TempSpaceLayer:
             full = disk_full(error)
             if held and full:
                 if not read_whole:  # after the last part, receive() waits for the client to hang up
-                    await _drain(receive)
-                await _refuse(
-                    send, STORAGE_FULL if isinstance(full, StorageFullError) else _no_room(wanted, 0)
-                )
+                    await drain(receive)
+                said = STORAGE_FULL if isinstance(full, StorageFullError) else _no_room(wanted, 0)
+                await refuse(send, 507, FULL, said)
                 return
             for message in held:
                 await send(message)
@@ -129,26 +124,9 @@ def _content_length(scope: dict[str, Any]) -> int:
     return 1  # chunked: unknown, any room will do to begin
 
 
-async def _drain(receive: Receive) -> None:
-    """Read the rest of the body: a client that is still sending would not see the answer."""
-    left = DRAIN_LIMIT_BYTES
-    while left > 0:
-        message = await receive()
-        left -= len(message.get("body", b""))
-        if message["type"] == "http.disconnect" or not message.get("more_body"):
-            return
-
-
 def _no_room(wanted: int, room: int) -> str:
     return (
         f"The server's temporary volume has no room for this transfer of {wanted} bytes "
         f"({room} bytes left). Try again when other transfers are done; an operator can raise "
         "MLFLOW_TMP_LIMIT or free disk space."
     )
-
-
-async def _refuse(send: Send, message: str) -> None:
-    body = json.dumps({"error_code": "INSUFFICIENT_STORAGE", "message": message}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": 507, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

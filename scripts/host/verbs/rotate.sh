@@ -1,15 +1,15 @@
 # shellcheck shell=sh
-#: ./stack rotate admin|database|storage — make a password anew and put it into use
+#: ./stack rotate admin|database|storage|door — make a password or key anew and put it into use
 #:
-#: Nothing restarts: every service follows its file within two seconds. The keys that encrypt
+#: Nothing restarts: every service follows its file within seconds. The keys that encrypt
 #: stored values are never rotated by this.
 . scripts/host/options.sh
 . scripts/host/check-machine.sh
 parse_options '' admin "$@"
 what=${REST# }
 case $what in
-    admin | database | storage) ;;
-    *) die "rotate what? '$what' is none of admin, database, storage" 'nothing was changed' './stack rotate admin' "$STATUS_USAGE" ;;
+    admin | database | storage | door) ;;
+    *) die "rotate what? '$what' is none of admin, database, storage, door" 'nothing was changed' './stack rotate admin' "$STATUS_USAGE" ;;
 esac
 need_stack
 take_lock

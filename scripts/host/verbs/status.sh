@@ -30,6 +30,12 @@ backup_status() {
     case "$lines" in *'cron running '*) docker compose exec -T cron stackops backup status "$@" ;; esac
 }
 
+# What the service acme says, where it runs.
+certificate_problem=''
+certificate_status() {
+    case "$lines" in *'acme running '*) docker compose exec -T acme stackops acme status "$@" ;; esac
+}
+
 # A line per volume of data: service, bytes, free bytes, and "full" where writing may soon fail.
 room_lines() {
     for service in postgres minio; do
@@ -54,13 +60,15 @@ for name in ("mlflow", "SQLAlchemy", "psycopg2-binary", "boto3", "gunicorn", "mi
 
 if [ "$JSON" = yes ]; then
     jobs=$(backup_status --json) || backup_problems=yes
+    certificate=$(certificate_status --json) || certificate_problem=yes
     printf '{"project": "%s", "url": "%s", "ok": %s, "services": [' "$(project_name)" "$(stack_url)" \
-        "$([ -z "$bad$missing$full$backup_problems" ] && echo true || echo false)"
+        "$([ -z "$bad$missing$full$backup_problems$certificate_problem" ] && echo true || echo false)"
     printf '%s\n' "$lines" | awk 'NF { printf "%s{\"service\": \"%s\", \"state\": \"%s\", \"health\": \"%s\", \"exit_status\": %d, \"restarts\": %d, \"container\": \"%s\"}", separator, $1, $2, ($3 == "-" ? "" : $3), $4, $5, substr($6, 2); separator = ", " }'
     printf '], "room": ['
     printf '%s\n' "$room" | awk 'NF { printf "%s{\"service\": \"%s\", \"bytes\": %s, \"free_bytes\": %s}", separator, $1, $2, $3; separator = ", " }'
     printf ']'
     [ -z "$jobs" ] || printf ', "backup": %s' "$jobs"
+    [ -z "$certificate" ] || printf ', "certificate": %s' "$certificate"
     if [ "$VERSIONS" = yes ]; then
         versions | awk 'BEGIN { printf ", \"versions\": {" } { printf "%s\"%s\": \"%s\"", separator, $1, $2; separator = ", " } END { printf "}" }'
     fi
@@ -70,12 +78,14 @@ else
     printf '%s\n' "$lines" | awk 'NF { state = ($2 == "exited" && $4 == 0) ? "done" : $2; printf "  %-10s %-10s %-10s restarts %s\n", $1, state, ($3 == "-" ? "" : $3), $5 }'
     printf '%s\n' "$room" | awk 'NF { printf "  %-12s %.1f of %.1f GB free\n", "disk of " $1, $3 / 1e9, $2 / 1e9 }'
     backup_status || backup_problems=yes
+    certificate=$(certificate_status) || certificate_problem=yes
+    [ -z "$certificate" ] || say "  $certificate"
     [ "$VERSIONS" = no ] || versions | awk '{ printf "  %-16s %s\n", $1, $2 }'
 fi
 if [ -n "$backup_problems" ]; then
     printf 'error: backup: see above\nfix:   ./stack backup status; ./stack logs backup cron\n' >&2
 fi
-if [ -n "$bad$missing$full$backup_problems" ]; then
+if [ -n "$bad$missing$full$backup_problems$certificate_problem" ]; then
     [ -z "$full" ] || printf 'error: the disk is nearly full:%s\nfix:   make room on the disk of that volume\n' "$full" >&2
     [ -z "$missing" ] || printf 'error: not there:%s\n' "$missing" >&2
     [ -z "$bad" ] || printf 'error: not well:%s\n' "$bad" >&2

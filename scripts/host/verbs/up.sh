@@ -26,7 +26,7 @@ else
     die "--no-build, but images with the tag $image_tag are not here" 'nothing was changed' './stack up' "$STATUS_REFUSED"
 fi
 check_memory
-check_port
+check_ports
 warn_if_open
 
 # From here on things change; every step may be repeated.
@@ -44,8 +44,14 @@ fi
 
 remember_version
 
+if [ "$(setting TLS_MODE off)" = acme ]; then
+    step 'looking after the certificate'
+    docker compose exec -T acme stackops acme obtain || certificate=bad
+fi
+
 say
 say "MLflow is ready:  $(stack_url)"
 say "User:             admin"
 say "Password:         ./stack password"
 say "For a shell:      eval \"\$(./stack env)\""
+[ "${certificate:-}" != bad ] || exit "$STATUS_FAILED"

@@ -14,6 +14,8 @@ from typing import Any
 import psycopg2
 
 from stackops import (
+    acme_verbs,
+    audit,
     backup,
     drill,
     major,
@@ -26,6 +28,9 @@ from stackops import (
     sets,
     smoke,
     state,
+    tls,
+    user_verbs,
+    users,
 )
 from stackops.errors import BusyError, FailedError, OperationError
 from stackops.retention import show, verbs
@@ -45,20 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     verbs = parser.add_subparsers(dest="verb", required=True)
 
-    secrets_verb = verbs.add_parser("secrets", help="make, show, rotate and restore the stack's secrets")
-    secrets_verb.add_argument("--volume", type=Path, default=Path("/secrets"))
-    secrets_verb.add_argument("--overrides", type=Path, default=Path("/config/secrets"))
-    secrets_verb.add_argument("--backups", type=Path, default=Path("/backups"))
-    actions = secrets_verb.add_subparsers(dest="action", required=True)
-    actions.add_parser("ensure", help="make what is missing")
-    show = actions.add_parser("show", help="print one secret")
-    show.add_argument("name", choices=sorted(secrets.GENERATORS))
-    rotate = actions.add_parser("rotate", help="make a group of secrets anew")
-    rotate.add_argument("what", choices=sorted(secrets.ROTATIONS))
-    unseal = actions.add_parser("unseal", help="put the secrets of a set into an empty volume")
-    unseal.add_argument("--set")
-    actions.add_parser("offsite", help="make only what reaching the off-site copy needs")
-
+    _add_secrets(verbs)
     verbs.add_parser("protect", help="receive the log and copy objects (the service backup)")
     verbs.add_parser("schedule", help="run the jobs by schedule (the service cron)")
     job = verbs.add_parser("job", help="run a scheduled job now")
@@ -96,8 +88,29 @@ def _parser() -> argparse.ArgumentParser:
         if name == "roll-back":
             step.add_argument("--failed", action="store_true")
     _add_cleanup(verbs)
-    verbs.add_parser("smoke", help="use the running stack through nginx; the password comes on stdin")
+    user_verbs.add_parser(verbs)
+    acme_verbs.add_parser(verbs)
+    _add_audit(verbs)
+    verbs.add_parser("smoke", help="use the running stack through nginx; the token comes on stdin")
     return parser
+
+
+def _add_secrets(verbs: Any) -> None:
+    secrets_verb = verbs.add_parser("secrets", help="make, show, rotate and restore the stack's secrets")
+    secrets.add_places(secrets_verb)
+    secrets_verb.add_argument("--backups", type=Path, default=Path("/backups"))
+    secrets_verb.add_argument("--audit", type=Path, default=Path("/audit"))
+    secrets_verb.add_argument("--acme", type=Path, default=Path("/acme"))
+    actions = secrets_verb.add_subparsers(dest="action", required=True)
+    actions.add_parser("ensure", help="make what is missing")
+    show = actions.add_parser("show", help="print one secret")
+    show.add_argument("name", choices=sorted(secrets.GENERATORS))
+    actions.add_parser("certificate", help="print the certificate of the door")
+    rotate = actions.add_parser("rotate", help="make a group of secrets anew")
+    rotate.add_argument("what", choices=sorted(secrets.ROTATIONS))
+    unseal = actions.add_parser("unseal", help="put the secrets of a set into an empty volume")
+    unseal.add_argument("--set")
+    actions.add_parser("offsite", help="make only what reaching the off-site copy needs")
 
 
 def _add_cleanup(verbs: Any) -> None:
@@ -114,15 +127,32 @@ def _add_cleanup(verbs: Any) -> None:
     usage_verb.add_argument("--json", action="store_true")
 
 
+def _add_audit(verbs: Any) -> None:
+    audit_verb = verbs.add_parser("audit", help="who changed what")
+    audit_verb.add_argument("--user", default="")
+    audit_verb.add_argument("--since", default="7d")
+    audit_verb.add_argument("--words", default="")
+    audit_verb.add_argument("--requests", action="store_true")
+    audit_verb.add_argument("--json", action="store_true")
+
+
 def _secrets(arguments: argparse.Namespace) -> None:
     volume, overrides = arguments.volume, arguments.overrides
     if arguments.action == "show":
         path = volume / "source" / arguments.name
         if not path.exists():
             raise OperationError(f"{arguments.name} has not been made yet", "./stack up")
+        if arguments.name == "admin_password" and users.read(volume / "auth").own_admin:
+            raise OperationError(
+                "the password of admin was changed with ./stack user passwd; it is stored nowhere",
+                "./stack rotate admin makes a new one and stores it",
+            )
         print(path.read_text(encoding="utf-8"))
         if arguments.name == "recovery_key":
             print(RECOVERY_KEY_NOTE, file=sys.stderr)
+        return
+    if arguments.action == "certificate":
+        print((volume / tls.CERTIFICATE).read_text(encoding="ascii"), end="")
         return
     if arguments.action == "rotate":
         written = secrets.rotate(volume, overrides, arguments.what)
@@ -133,6 +163,8 @@ def _secrets(arguments: argparse.Namespace) -> None:
         written = secrets.restore_set(volume, overrides, arguments.backups, arguments.set)
     else:
         secrets.give_backups(arguments.backups)
+        audit.make_folders(arguments.audit)
+        acme_verbs.prepare(arguments.acme, overrides.parent)
         written = secrets.ensure(volume, overrides)
     for name in written:
         print(f"wrote {name}")
@@ -163,6 +195,7 @@ def _job(settings: Settings, name: str, set_id: str | None = None, **options: An
         "offsite": lambda: offsite.push(settings),
         "usage": lambda: verbs.take_inventory(settings),
         "cleanup": lambda: verbs.run(settings, scheduled=True),
+        "audit": lambda: audit.clean(settings.audit, settings.audit_keep_days),
     }
     return state.record(settings.backups, name, actions[name])
 
@@ -214,6 +247,14 @@ def _cleanup(settings: Settings, arguments: argparse.Namespace) -> None:
     print(json.dumps(found, default=str) if arguments.json else "\n".join(show.lines(action, found)))
 
 
+def _audit(settings: Settings, arguments: argparse.Namespace) -> None:
+    since = audit.parse_since(arguments.since)
+    for line in audit.read(
+        settings.audit, since, user=arguments.user, words=arguments.words, requests=arguments.requests
+    ):
+        print(json.dumps(line) if arguments.json else audit.text_of(line))
+
+
 def _usage(settings: Settings, arguments: argparse.Namespace) -> None:
     if arguments.refresh:
         _job(settings, "usage")
@@ -252,26 +293,27 @@ def _restore(settings: Settings, arguments: argparse.Namespace) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Do what was asked and print it. Raise OperationError if it cannot be done."""
-    if arguments.verb == "secrets":
-        _secrets(arguments)
+    before_settings = {"secrets": _secrets, "user": user_verbs.run, "acme": acme_verbs.run}
+    if arguments.verb in before_settings:
+        before_settings[arguments.verb](arguments)
         return
     settings = read_settings(os.environ)
-    if arguments.verb == "protect":
-        protect.run(settings)
-    elif arguments.verb == "schedule":
-        schedule.run(settings)
-    elif arguments.verb == "smoke":
-        _print(smoke.run(os.environ.get("PUBLIC_URL", ""), sys.stdin.readline().strip()), as_json=False)
-    elif arguments.verb == "job":
-        _print(_job(settings, arguments.name), as_json=True)
-    elif arguments.verb == "backup":
-        _backup(settings, arguments)
-    elif arguments.verb == "cleanup":
-        _cleanup(settings, arguments)
-    elif arguments.verb == "usage":
-        _usage(settings, arguments)
-    else:
-        _restore(settings, arguments)
+    verbs_of: dict[str, Callable[[Settings, argparse.Namespace], None]] = {
+        "protect": lambda *_: protect.run(settings),
+        "schedule": lambda *_: schedule.run(settings),
+        "smoke": lambda *_: _print(_smoke(), as_json=False),
+        "job": lambda *_: _print(_job(settings, arguments.name), as_json=True),
+        "backup": _backup,
+        "restore": _restore,
+        "cleanup": _cleanup,
+        "usage": _usage,
+        "audit": _audit,
+    }
+    verbs_of[arguments.verb](settings, arguments)
+
+
+def _smoke() -> dict[str, Any]:
+    return smoke.run(os.environ.get("PUBLIC_URL", ""), sys.stdin.readline().strip())
 
 
 def main() -> None:

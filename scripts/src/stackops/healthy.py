@@ -1,4 +1,4 @@
-"""Health check of `backup` (its two loops turn and work) and `cron` (the scheduler lives).
+"""Health check of `backup` (its two loops turn and work), `cron` and `acme` (the scheduler lives).
 
 Run by the system's Python without site packages: it starts in 20 ms.
 """
@@ -52,9 +52,20 @@ def no_room(backups):
     return f"the backup volume is full: {free >> 20} MB left" if free < ROOM_NEEDED_BYTES else ""
 
 
+def problems_of_loop(folder):
+    """Return what is wrong with a loop that notes in a folder when it must have turned again."""
+    try:
+        late = time.time() - json.loads((folder / "state" / "turn.json").read_text())["next"]
+    except (OSError, ValueError) as error:
+        return [str(error)]
+    return [f"the loop has not turned for {late:.0f} s too long"] if late > STALE_SECONDS else []
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "cron":
         found = [] if scheduler_lives() else ["supercronic does not run"]
+    elif sys.argv[1] == "acme":
+        found = problems_of_loop(Path("/acme"))
     else:
         found = problems_of_backup(Path("/backups"))
     print("\n".join(found) or "well")

@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import psycopg2
+from psycopg2 import sql
 
 from stackops import backup, barman, cluster, command, postgres, restore
 from stackops.errors import FailedError, OperationError
 from stackops.settings import Settings
 
+PERMISSIONS_DATABASE = "mlflow_auth"
+"""MLflow's permissions: there where AUTHORIZATION=rbac was ever set."""
 FORMER_SOCKET = "former-socket"
 """The folder of the volume with the former server's socket (scripts/host/verbs/upgrade.sh)."""
 WAIT_SECONDS = 120
@@ -54,8 +57,8 @@ def move_over(settings: Settings) -> dict[str, Any]:
     old = Path(found["folder"])
     _check_room(settings, old)
     socket = settings.data / FORMER_SOCKET
-    with closing(_connect(socket)) as connection:
-        before = postgres.digests(connection)
+    databases = _databases(socket)
+    before = _contents(socket, databases)
     fresh = settings.data / "restoring" / settings.database_folder.name
     _make_cluster(fresh)
     with cluster.running(settings, fresh) as new:
@@ -63,10 +66,12 @@ def move_over(settings: Settings) -> dict[str, Any]:
             connection.autocommit = True
             for role in ("mlflow", "stackops"):
                 cursor.execute(f"CREATE ROLE {role} LOGIN")  # passwords come at the start
-            cursor.execute("CREATE DATABASE mlflow OWNER mlflow")
-        _load(socket, new)
-        with closing(cluster.connect(new)) as connection:
-            differences = postgres.compare_digests(before, postgres.digests(connection))
+            for database in databases:
+                statement = sql.SQL("CREATE DATABASE {} OWNER mlflow")
+                cursor.execute(statement.format(sql.Identifier(database)))
+        for database in databases:
+            _load(socket, new, database)
+        differences = postgres.compare_digests(before, _contents(new, databases))
     if differences:
         raise FailedError(
             "the new database differs from the former one; nothing was replaced:\n" + "\n".join(differences),
@@ -86,12 +91,29 @@ def _check_room(settings: Settings, old: Path) -> None:
         )
 
 
-def _connect(socket: Path) -> psycopg2.extensions.connection:
+def _databases(socket: Path) -> list[str]:
+    """Return the names of the former server's databases: MLflow's records, and its permissions if any."""
+    with closing(_connect(socket, "postgres")) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT datname FROM pg_database WHERE datname = %s", (PERMISSIONS_DATABASE,))
+        return [postgres.DATABASE, *(name for (name,) in cursor.fetchall())]
+
+
+def _contents(socket: Path, databases: list[str]) -> postgres.Digests:
+    """Return rows and digest of each table of each database."""
+    found: postgres.Digests = {}
+    for database in databases:
+        with closing(cluster.connect(socket, database=database)) as connection:
+            tables = postgres.digests(connection)
+        found |= {f"{database}: {table}": content for table, content in tables.items()}
+    return found
+
+
+def _connect(socket: Path, database: str) -> psycopg2.extensions.connection:
     """Return a connection to the former server, which may still be starting."""
     deadline = time.monotonic() + WAIT_SECONDS
     while True:
         try:
-            return cluster.connect(socket)
+            return cluster.connect(socket, database=database)
         except psycopg2.OperationalError as error:
             if time.monotonic() > deadline:
                 raise FailedError(
@@ -116,14 +138,14 @@ def _make_cluster(folder: Path) -> None:
     )
 
 
-def _load(source: Path, target: Path) -> None:
-    """Pipe the database from one server into the other. Raise FailedError if either end fails."""
+def _load(source: Path, target: Path, database: str) -> None:
+    """Pipe a database from one server into the other. Raise FailedError if either end fails."""
     dump = [str(barman.BINARIES / "pg_dump"), "--host", str(source), "--username=postgres", "--format=custom"]
     load = [
         *(str(barman.BINARIES / "pg_restore"), "--host", str(target), "--username=postgres"),
-        *("--dbname=mlflow", "--exit-on-error", "--no-privileges"),
+        *(f"--dbname={database}", "--exit-on-error", "--no-privileges"),
     ]
-    with subprocess.Popen([*dump, "--compress=0", "mlflow"], stdout=subprocess.PIPE) as dumping:
+    with subprocess.Popen([*dump, "--compress=0", database], stdout=subprocess.PIPE) as dumping:
         loading = subprocess.run(
             load,
             stdin=dumping.stdout,

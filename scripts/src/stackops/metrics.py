@@ -40,6 +40,7 @@ class StateCollector(Collector):
         yield from self._jobs()
         yield from self._cleanup()
         yield from self._loops()
+        yield from self._certificate()
 
     def _jobs(self) -> Iterator[Metric]:
         ok = GaugeMetricFamily("stack_job_ok", "1 if the last run ended well", labels=["job"])
@@ -121,6 +122,22 @@ class StateCollector(Collector):
                 lag.add_metric([], value["lag_bytes"])
                 kept.add_metric([], value["kept_bytes"])
         yield from (ok, success, lag, kept)
+
+    def _certificate(self) -> Iterator[Metric]:
+        found = state.read_json(self._settings.acme / "state" / "certificate.json")
+        if found is None:  # another TLS_MODE, or not asked for yet
+            return
+        yield GaugeMetricFamily(
+            "stack_certificate_ok",
+            "1 if the last look at the ACME certificate ended well",
+            float(found["ok"]),
+        )
+        if "ends" in found["facts"]:
+            yield GaugeMetricFamily(
+                "stack_certificate_end_timestamp_seconds",
+                "When the ACME certificate at the door ends",
+                found["facts"]["ends"],
+            )
 
 
 def registry(settings: Settings) -> CollectorRegistry:

@@ -84,6 +84,8 @@ def _rclone(settings: Settings, *words: str, timeout_seconds: float = COPY_TIMEO
             "RCLONE_S3_NO_CHECK_BUCKET": "true",
             "RCLONE_TRANSFERS": "8",
             "RCLONE_CHECKERS": "16",
+            # Keys that look the same (é as one letter, or two) are two objects: else one is left out.
+            "RCLONE_NO_UNICODE_NORMALIZATION": "true",
         },
     )
 

@@ -13,28 +13,43 @@ import hashlib
 import json
 import os
 import secrets
+import time
+from argparse import ArgumentParser
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import bcrypt
 import pyrage
 
+from stackops import tls, users
 from stackops.errors import OperationError
+from stackops.users import ADMIN, BCRYPT_BYTES, BCRYPT_COST, NO_PASSWORD, TOKEN_PREFIX, Accounts, Token, User
 
-ADMIN_USER = "admin"
-BCRYPT_COST = 10
-BCRYPT_BYTES = 72
+INTERNAL_USER = "_stack"
+"""Who ./stack itself is when it looks through the door: a reader with a token. Nobody may be named so."""
 
 CONSUMER_UIDS = {
     "postgres": 10001,
     "backup": 10001,  # restored files must belong to PostgreSQL
     "minio": 10002,
     "mlflow": 10003,
+    "nginx": 10004,
     "auth": 10006,
     "prepare": 10007,
 }
+ACCOUNTS = ("auth/accounts", "auth/tokens")
+"""Who may log in (users.py): not derived from a source, but changed by ./stack user."""
+FORMER_USERS = "auth/users"
+"""The same for a version without roles, after a rollback: names and hashes."""
 SEALED = "backup/sealed.age"
 """All secrets and the users file, encrypted to the recovery key: what a backup set carries."""
+
+
+def add_places(parser: ArgumentParser) -> None:
+    """Add the options that say where the volume and the operator's own values are."""
+    parser.add_argument("--volume", type=Path, default=Path("/secrets"))
+    parser.add_argument("--overrides", type=Path, default=Path("/config/secrets"))
 
 
 def _token() -> str:
@@ -53,6 +68,8 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "storage_secret_key": _token,
     "kek_passphrase": _token,
     "webhook_key": lambda: base64.urlsafe_b64encode(os.urandom(32)).decode(),
+    "stack_token": lambda: TOKEN_PREFIX + _token(),
+    "door_key": _token,
     "recovery_key": lambda: str(pyrage.x25519.Identity.generate()),
 }
 """How each secret is made (all from the operating system's random source)."""
@@ -67,6 +84,7 @@ ROTATIONS = {
     "admin": ("admin_password",),
     "database": ("database_password", "stackops_database_password", "backup_database_password"),
     "storage": ("storage_access_key", "storage_secret_key"),
+    "door": ("door_key",),
 }
 """What `stackops secrets rotate NAME` makes anew."""
 
@@ -74,8 +92,8 @@ ROTATIONS = {
 def render_consumer_files(values: Mapping[str, str]) -> dict[str, str]:
     """Given the value of each secret, return the text of each consumer file by its path.
 
-    Paths are relative to the volume; the first part names the consumer. The users file is
-    not among them: see `render_users`.
+    Paths are relative to the volume; the first part names the consumer. The accounts are not
+    among them: see `_accounts`.
     """
     database_password = values["database_password"]
     stackops_password = values["stackops_database_password"]
@@ -96,6 +114,9 @@ def render_consumer_files(values: Mapping[str, str]) -> dict[str, str]:
         "minio/root_password": values["storage_root_password"],
         "mlflow/pgpass": passwords,
         "mlflow/aws_credentials": storage,
+        "mlflow/door_key": derived("door", values["door_key"]),
+        "mlflow/flask_key": derived("flask", values["door_key"]),
+        "nginx/door_key": derived("door", values["door_key"]),
         "backup/pgpass": f"*:*:*:backup:{_pgpass(backup_password)}\n" + operations,
         "backup/aws_credentials": storage,
         "backup/offsite_password": offsite_password(values["recovery_key"]),
@@ -114,7 +135,12 @@ def offsite_password(recovery_key: str) -> str:
 
     By hand: printf 'offsite:%s' "$RECOVERY_KEY" | sha256sum
     """
-    return hashlib.sha256(f"offsite:{recovery_key}".encode()).hexdigest()
+    return derived("offsite", recovery_key)
+
+
+def derived(purpose: str, secret: str) -> str:
+    """Return a secret for one purpose: 64 hexadecimal digits, which every configuration file can hold."""
+    return hashlib.sha256(f"{purpose}:{secret}".encode()).hexdigest()
 
 
 def seal(bundle: Mapping[str, str], recovery_key: str) -> bytes:
@@ -140,24 +166,40 @@ def _pgpass(password: str) -> str:
     return password.replace("\\", "\\\\").replace(":", "\\:")
 
 
-def render_users(existing: str, admin_password: str) -> str:
-    """Return the users file with the admin's line right for `admin_password`.
+def with_admin(accounts: Accounts, admin_password: str) -> Accounts:
+    """Return the accounts with the user admin's password right for `admin_password`.
 
-    Other lines stay. The text is returned unchanged if the hash fits already, since a new
-    hash of the same password would make every session log in again.
+    They are returned unchanged if the hash fits already, since a new hash of the same
+    password would make every session log in again.
     """
-    lines = existing.splitlines()
-    for line in lines:
-        name, _, password_hash = line.partition(":")
-        if name == ADMIN_USER and bcrypt.checkpw(_bcrypt_bytes(admin_password), password_hash.encode()):
-            return existing
-    password_hash = bcrypt.hashpw(_bcrypt_bytes(admin_password), bcrypt.gensalt(BCRYPT_COST)).decode()
-    others = [line for line in lines if not line.startswith(f"{ADMIN_USER}:")]
-    return "\n".join([f"{ADMIN_USER}:{password_hash}", *others]) + "\n"
+    admin = accounts.users.get(ADMIN)
+    password = admin_password.encode()[:BCRYPT_BYTES]
+    if (
+        admin
+        and admin.password_hash != NO_PASSWORD
+        and bcrypt.checkpw(password, admin.password_hash.encode())
+    ):
+        return accounts
+    password_hash = bcrypt.hashpw(password, bcrypt.gensalt(BCRYPT_COST)).decode()
+    fresh = (
+        replace(admin, password_hash=password_hash)
+        if admin
+        else User(ADMIN, password_hash, id=users.new_id())
+    )
+    others = {name: user for name, user in accounts.users.items() if name != ADMIN}
+    return replace(accounts, users={ADMIN: fresh, **others})
 
 
-def _bcrypt_bytes(password: str) -> bytes:
-    return password.encode()[:BCRYPT_BYTES]
+def with_stack(accounts: Accounts, stack_token: str) -> Accounts:
+    """Return the accounts with the stack's own user and token."""
+    digest = hashlib.sha256(stack_token.encode()).hexdigest()
+    made = next((token.made for token in accounts.tokens if token.digest == digest), int(time.time()))
+    others = [token for token in accounts.tokens if token.owner != INTERNAL_USER]
+    return replace(
+        accounts,
+        users={**accounts.users, INTERNAL_USER: User(INTERNAL_USER, NO_PASSWORD, "reader")},
+        tokens=[Token(digest, INTERNAL_USER, "stack", made), *others],
+    )
 
 
 def read_override(overrides: Path, name: str) -> str | None:
@@ -186,11 +228,8 @@ def read_override(overrides: Path, name: str) -> str | None:
                 f"config/secrets/recovery_key is no age identity: {error}",
                 "write the line AGE-SECRET-KEY-1… that ./stack backup recovery-key printed",
             ) from error
-    if name == "admin_password" and len(value.encode()) > BCRYPT_BYTES:
-        raise OperationError(
-            f"config/secrets/{name} is longer than bcrypt's {BCRYPT_BYTES} bytes",
-            "choose a shorter password",
-        )
+    if name == "admin_password":
+        users.check_text(value)
     return value
 
 
@@ -222,14 +261,17 @@ def ensure(volume: Path, overrides: Path, *, own: bool = True) -> list[str]:
     # No secret, but the folder of the host may be closed to everybody but root.
     policy = overrides.parent / "retention.toml"
     files["backup/retention.toml"] = _read_policy(policy) if policy.exists() else ""
-    files["auth/users"] = _users(volume / "auth" / "users", values["admin_password"], own=own)
-    for relative, text in files.items():
-        path = volume / relative
-        if path.exists() and path.read_text(encoding="utf-8") == text:
-            continue
-        _write(path, text, uid=CONSUMER_UIDS[relative.partition("/")[0]] if own else None)
-        written.append(relative)
-    written += _seal_all(volume, values, files["auth/users"], own=own)
+    files |= _certificate(volume, overrides)
+    with users.locked(volume / "auth"):
+        accounts = _complete(users.read(volume / "auth"), overrides, values)
+        files |= _account_files(accounts)
+        for relative, text in files.items():
+            path = volume / relative
+            if path.exists() and path.read_text(encoding="utf-8") == text:
+                continue
+            _write(path, text, uid=CONSUMER_UIDS[relative.partition("/")[0]] if own else None)
+            written.append(relative)
+        written += _seal_all(volume, values, _account_files(accounts), own=own)
     volume.chmod(0o711)
     return written
 
@@ -255,12 +297,43 @@ def _sources(volume: Path, overrides: Path) -> tuple[dict[str, str], list[str]]:
     return values, written
 
 
-def _users(path: Path, admin_password: str, *, own: bool) -> str:
-    """Return what the users file must hold. A missing one is made: the first of several wins."""
-    if not path.exists():
-        uid = CONSUMER_UIDS["auth"] if own else None
-        _write(path, render_users("", admin_password), uid=uid, overwrite=False)
-    return render_users(path.read_text(encoding="utf-8"), admin_password)
+def _certificate(volume: Path, overrides: Path) -> dict[str, str]:
+    """Return the files of the door's certificate, as TLS_MODE says. Raise OperationError for a bad one."""
+    hosts = (os.environ.get("PUBLIC_URL", ""), os.environ.get("BIND_ADDRESS", ""))
+    return tls.files(os.environ.get("TLS_MODE") or "off", overrides.parent / "tls", volume, *hosts)
+
+
+def _complete(accounts: Accounts, overrides: Path, values: Mapping[str, str]) -> Accounts:
+    """Return the accounts with the stack's own user, and admin as config/secrets or the first start say."""
+    accounts = with_stack(accounts, values["stack_token"])
+    if (overrides / "admin_password").exists() or not accounts.own_admin:
+        accounts = with_admin(accounts, values["admin_password"])
+    return accounts
+
+
+def _account_files(accounts: Accounts) -> dict[str, str]:
+    return {
+        **dict(zip(ACCOUNTS, (accounts.render_users(), accounts.render_tokens()), strict=True)),
+        FORMER_USERS: accounts.render_former(),
+    }
+
+
+def change_accounts(
+    volume: Path, overrides: Path, change: Callable[[Accounts], None], *, own: bool = True
+) -> list[str]:
+    """Change the accounts, seal them anew, and return the names written.
+
+    What `change` raises leaves them as they are. Others that change them wait.
+    """
+    values, written = _sources(volume, overrides)
+    uid = CONSUMER_UIDS["auth"] if own else None
+    with users.locked(volume / "auth"):
+        accounts = users.read(volume / "auth")
+        change(accounts)
+        files = _account_files(_complete(accounts, overrides, values))
+        for name, text in files.items():
+            _write(volume / name, text, uid=uid)
+        return [*written, *files, *_seal_all(volume, values, files, own=own)]
 
 
 def _read_policy(path: Path) -> str:
@@ -283,12 +356,14 @@ def _optional(overrides: Path) -> dict[str, str]:
     return given
 
 
-def _seal_all(volume: Path, values: Mapping[str, str], users: str, *, own: bool) -> list[str]:
+def _seal_all(
+    volume: Path, values: Mapping[str, str], accounts: Mapping[str, str], *, own: bool
+) -> list[str]:
     """Seal the secrets anew if they have changed since they were sealed, and return the names written.
 
     Encryption is random: a fingerprint of the contents tells whether they have changed.
     """
-    bundle = {**values, "auth/users": users}
+    bundle = {**values, **accounts}
     fingerprint = hashlib.sha256(json.dumps(bundle, sort_keys=True).encode()).hexdigest()
     path = volume / SEALED
     known = path.with_suffix(".fingerprint")
@@ -316,9 +391,10 @@ def restore(volume: Path, sealed: bytes, recovery_key: str, *, own: bool = True)
                 f"this stack has another {name} than the backup; nothing was changed",
                 "restore into an empty project (./stack down --volumes deletes this one's data)",
             )
-    users = bundle.pop("auth/users")
     (volume / "auth").mkdir(mode=0o500, exist_ok=True)
-    _write(volume / "auth" / "users", users, uid=CONSUMER_UIDS["auth"] if own else None)
+    for name in (*ACCOUNTS, FORMER_USERS):
+        if name in bundle:  # a version without roles had only users
+            _write(volume / name, bundle.pop(name), uid=CONSUMER_UIDS["auth"] if own else None)
     for name, value in bundle.items():
         _write(source / name, value)
     return sorted(bundle)
@@ -380,9 +456,16 @@ def rotate(volume: Path, overrides: Path, what: str, *, own: bool = True) -> lis
             raise OperationError(
                 f"{name} is set by config/secrets/{name}", f"edit config/secrets/{name}, then ./stack up"
             )
+    _certificate(volume, overrides)  # a bad one would leave this half done
     for name in ROTATIONS[what]:
         _write(volume / "source" / name, GENERATORS[name]())
-    return ensure(volume, overrides, own=own)
+    if what != ADMIN:
+        return ensure(volume, overrides, own=own)
+
+    def as_at_first(accounts: Accounts) -> None:
+        accounts.own_admin = False
+
+    return change_accounts(volume, overrides, as_at_first, own=own)
 
 
 def _write(path: Path, content: str | bytes, *, uid: int | None = None, overwrite: bool = True) -> bool:

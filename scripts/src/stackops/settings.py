@@ -18,6 +18,7 @@ JOBS = {
     "drill": ("DRILL_SCHEDULE", "0 4 * * *"),
     "usage": ("USAGE_SCHEDULE", "30 0 * * *"),
     "cleanup": ("RETENTION_SCHEDULE", "0 2 * * 0"),
+    "audit": ("AUDIT_SCHEDULE", "10 0 * * *"),
 }
 """Each scheduled job: its setting, and the default schedule (cron's five fields)."""
 
@@ -30,6 +31,9 @@ class Settings:
     backups: Path = Path("/backups")
     data: Path = Path("/data")
     secrets: Path = Path("/secrets/backup")
+    audit: Path = Path("/audit")
+    acme: Path = Path("/acme")
+    audit_keep_days: int = 90
     database_host: str = "postgres"
     storage_endpoint: str = "http://minio:9000"
     bucket: str = "mlflow"
@@ -102,5 +106,6 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         keep_count=_positive(environment, "BACKUP_KEEP_COUNT", 2),
         offsite_repository=environment.get("OFFSITE_REPOSITORY", ""),
         retention_days=_positive(environment, "RETENTION_DAYS", 90),
+        audit_keep_days=_positive(environment, "AUDIT_KEEP_DAYS", 90),
         purge_after_days=_positive(environment, "RETENTION_PURGE_AFTER_DAYS", 1) if purge_after else None,
     )

@@ -9,12 +9,12 @@ import requests
 
 from stackops.errors import FailedError
 
-DOOR = "http://nginx:8080"
-USER = "admin"
+DOOR = "http://nginx:8081"
+USER = "_stack"
 TIMEOUT_SECONDS = 30
 
 
-def run(public_url: str, password: str) -> dict[str, Any]:
+def run(public_url: str, token: str) -> dict[str, Any]:
     """Ask for health, experiments, runs and registered models; return how many there are.
 
     `public_url` is the stack's own address, if it has one: nginx answers no other host.
@@ -26,7 +26,7 @@ def run(public_url: str, password: str) -> dict[str, Any]:
     if host:
         session.headers["Host"] = host
     _answer(session.get(f"{DOOR}/health", timeout=TIMEOUT_SECONDS))
-    session.auth = (USER, password)
+    session.auth = (USER, token)
     api = f"{DOOR}/api/2.0/mlflow"
     experiments = (
         _answer(

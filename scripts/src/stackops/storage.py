@@ -113,6 +113,16 @@ class Bucket:
             self._client.abort_multipart_upload(Bucket=self.name, Key=upload.key, UploadId=upload.upload_id)
 
 
+def _moment(text: str) -> datetime:
+    """Return the moment that S3 says; botocore's own parser takes 0.4 ms for each key of a listing."""
+    from botocore.utils import parse_timestamp
+
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return parse_timestamp(text)
+
+
 @contextmanager
 def _as_failure(what: str) -> Iterator[None]:
     from botocore.exceptions import BotoCoreError, ClientError
@@ -127,10 +137,13 @@ def open_bucket(settings: Settings, connections: int = 8) -> Bucket:
     """Return the stack's bucket, with the credentials of the backup's secrets."""
     import boto3
     from botocore.config import Config
+    from botocore.session import get_session
 
+    session = get_session()
+    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_moment)
     given = ConfigParser()
     given.read_string((settings.secrets / "aws_credentials").read_text(encoding="utf-8"))
-    client = boto3.client(
+    client = boto3.Session(botocore_session=session).client(
         "s3",
         endpoint_url=settings.storage_endpoint,
         aws_access_key_id=given["default"]["aws_access_key_id"],

@@ -146,8 +146,8 @@ class Purge:
     def run(self) -> None:
         """Delete the rows of all that is due and write where its objects are into the journal."""
         tables.make_indexes(self._connection)
+        self._find_kept()
         for kind in (RUNS, MODELS, TRACES, EXPERIMENTS):
-            self._find_kept()
             self._delete_all(kind, due(self._connection, kind, self._before_ms))
 
     def _find_kept(self) -> None:

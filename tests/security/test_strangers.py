@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import pytest
@@ -18,7 +17,7 @@ OWN_PATHS = (  # of the door and of the stack, not of MLflow
     "/nothing/here",
     "/stack/ready",
     "/stack/metrics",
-    "/stack-ui/defaults.js",
+    "/stack-ui/page.js",
     "/static-files/static/js/main.js",
     "/_login",
     "/_ready",
@@ -29,30 +28,11 @@ CLOSED_FOR_ALL = re.compile(
 )
 FIXED_ANSWERS = ("/ajax-api/3.0/mlflow/assistant/config", "/ajax-api/3.0/mlflow/assistant/providers")
 
-# Inside the server's container. The settings of the running server are not in the
-# environment of an exec, and the URL maps do not depend on them.
-LIST_ROUTES = """
-import json
-from mlflow.server import app as flask_app
-from mlflow.server.fastapi_app import app as fastapi_app
-flask = [rule.rule for rule in flask_app.url_map.iter_rules()]
-fastapi = list(fastapi_app.openapi()["paths"])
-print(json.dumps({"flask": flask, "fastapi": fastapi}))
-"""
-
 
 @pytest.fixture(scope="module")
-def rules(stack: Stack) -> dict[str, list[str]]:
-    """MLflow's rules, as its Flask part and its FastAPI part list them."""
-    done = stack.compose("exec", "-T", "mlflow", "python", "-W", "ignore", "-c", LIST_ROUTES)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-@pytest.fixture(scope="module")
-def paths(rules: dict[str, list[str]]) -> list[str]:
-    """A path for each rule: parameters are filled with a dummy."""
-    filled = {re.sub(r"<[^>]+>|\{[^}]+\}", "dummy", rule) for rule in [*rules["flask"], *rules["fastapi"]]}
-    return sorted(filled.union(OWN_PATHS))
+def paths(server_routes: frozenset[tuple[str, str]]) -> list[str]:
+    """Every path of the server, the door and the stack."""
+    return sorted({path for _, path in server_routes}.union(OWN_PATHS))
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +56,8 @@ def statuses(
     }
 
 
-def test_the_server_lists_its_routes(rules: dict[str, list[str]], paths: list[str]) -> None:
-    assert len(rules["flask"]) >= 200
-    assert len(rules["fastapi"]) >= 50
+def test_the_server_lists_its_routes(paths: list[str]) -> None:
+    assert len(paths) >= 300
     assert {
         "/api/2.0/mlflow/runs/create",
         "/graphql",
@@ -144,28 +123,6 @@ def test_no_header_takes_the_place_of_a_login(
     stack: Stack, stranger: requests.Session, headers: dict[str, str]
 ) -> None:
     assert stranger.get(f"{stack.url}/version", headers=headers, timeout=30).status_code == 401
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/health/../version",
-        "//version",
-        "/health/%2e%2e/version",
-        "/health;/../version",
-        "/version?/health",
-        "/health/",
-        "/health%20",
-        "/HEALTH",
-        "/static-files/../version",
-    ],
-)
-def test_no_spelling_of_a_path_takes_the_place_of_a_login(
-    stack: Stack, stranger: requests.Session, path: str
-) -> None:
-    prepared = requests.Request("GET", stack.url).prepare()
-    prepared.url = stack.url + path  # as it stands: requests would tidy it
-    assert stranger.send(prepared, timeout=30).status_code == 401
 
 
 def test_what_is_closed_for_all_is_a_404_for_the_admin_too(stack: Stack, paths: list[str]) -> None:

@@ -1,0 +1,117 @@
+"""The door as start.sh renders it, read by gixy: each finding is mended or has its reason here."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kit.backups import program
+from kit.fake_host import ROOT
+
+ACCEPTED = {
+    # Names with a hash anywhere in them: any anchor would be wrong. A short path, no nested repeats.
+    ("unanchored_regex", "70-ui.conf"),
+    # A gateway's stream (SSE) must trickle. Behind a login, and gateways are off unless asked for.
+    ("proxy_buffering_off", "50-mlflow.conf"),
+    # Files of this image on its own disk, a few stat() calls beside a request's milliseconds; try_files
+    # stands for `return`, which would answer before the login is checked.
+    ("try_files_is_evil_too", "25-plain-http.conf"),
+}
+MODES = [
+    {},
+    {"PUBLIC_URL": "http://mlflow.example.com", "TRUSTED_PROXIES": "10.0.0.5,192.168.0.0/16"},
+    {"TLS_MODE": "self-signed"},
+    {"TLS_MODE": "files", "PUBLIC_URL": "https://mlflow.example.com"},
+    {"TLS_MODE": "acme", "PUBLIC_URL": "https://mlflow.example.com:8443"},
+    {"AUTHORIZATION": "rbac"},
+]
+KEY = "0123456789abcdef" * 4
+
+
+def start(folder: Path, settings: dict[str, str], key: str = KEY) -> subprocess.CompletedProcess:
+    """Run nginx/start.sh with all paths below a folder and a fake nginx."""
+    door = folder / "door"
+    if key:
+        (folder / "secrets/nginx").mkdir(parents=True)
+        (folder / "secrets/nginx/door_key").write_text(key)
+    shutil.copytree(ROOT / "nginx", door)
+    (door / "mime.types").write_text("types { text/html html; }\n")
+    for path in (*door.rglob("*.conf"), *door.rglob("*.inc"), door / "start.sh"):
+        text = path.read_text().replace("/etc/nginx/mime.types", f"{door}/mime.types")
+        text = text.replace("/secrets/", f"{folder}/secrets/")
+        path.write_text(text.replace("/opt/nginx", str(door)).replace("/tmp/nginx", f"{folder}/rendered"))
+    program(folder / "bin", "nginx", "")
+    # No certificate is followed: the loop would outlive the test.
+    program(folder / "bin", "sleep", "exit 1")
+    return subprocess.run(
+        ["sh", str(door / "start.sh")],
+        env={"PATH": f"{folder}/bin:/usr/bin:/bin", **settings},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def render(folder: Path, settings: dict[str, str]) -> Path:
+    """Run nginx/start.sh and return the main file."""
+    done = start(folder, settings)
+    assert (done.returncode, done.stderr) == (0, "")
+    return folder / "door/nginx.conf"
+
+
+def findings(main_file: Path) -> set[tuple[str, str]]:
+    done = subprocess.run(
+        [sys.executable, "-m", "gixy", "--format", "json", str(main_file)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode in {0, 1}, done.stderr  # 2: it could not read the configuration
+    return {(found["plugin"], Path(found["file"]).name) for found in json.loads(done.stdout)}
+
+
+@pytest.mark.parametrize("settings", MODES, ids=lambda settings: " ".join(settings.values()) or "defaults")
+def test_gixy_finds_nothing_in_the_doors_configuration_but_what_has_its_reason(
+    tmp_path: Path, settings: dict[str, str]
+) -> None:
+    assert findings(render(tmp_path, settings)) == ACCEPTED
+
+
+def test_gixy_would_find_something(tmp_path: Path) -> None:
+    main_file = render(tmp_path, {})
+    (main_file.parent / "server.d/99-bad.conf").write_text("location /files { alias /srv/; }\n")
+    assert ("alias_traversal", "99-bad.conf") in findings(main_file)
+
+
+@pytest.mark.parametrize(("authorization", "shown"), [("", ""), ("roles", ""), ("rbac", KEY)])
+def test_the_key_of_the_door_is_for_nginx_alone_and_only_where_it_is_used(
+    tmp_path: Path, authorization: str, shown: str
+) -> None:
+    render(tmp_path, {"AUTHORIZATION": authorization})
+    rendered = tmp_path / "rendered/door.conf"
+    assert rendered.read_text() == f'map "" $door_key {{ default "{shown}"; }}\n'
+    assert rendered.stat().st_mode & 0o077 == 0
+    others = [path for path in tmp_path.rglob("*.conf") if path != rendered]
+    assert others
+    assert not [path for path in others if KEY in path.read_text()]
+
+
+@pytest.mark.parametrize(
+    ("settings", "key", "says"),
+    [
+        ({"AUTHORIZATION": "none"}, KEY, "AUTHORIZATION is 'none'"),
+        ({"AUTHORIZATION": "rbac"}, "", "door_key cannot be read"),
+    ],
+)
+def test_a_door_that_could_not_say_who_comes_does_not_open(
+    tmp_path: Path, settings: dict[str, str], key: str, says: str
+) -> None:
+    done = start(tmp_path, settings, key)
+    assert done.returncode == 78
+    assert says in done.stderr
+    assert "fix: " in done.stderr
