@@ -179,11 +179,13 @@ def test_the_audit_log_says_who_changed_what(stack: Stack, as_role: Callable[[st
     assert request["request"] == found[1]["request"]
     poll(
         # Each worker of MLflow writes its own counts, a minute after the first of them.
-        lambda: 5
-        == sum(
-            line.get("metrics", 0)
-            for line in told("--user", "the-writer")
-            if line["event"] == "logged" and line["run_id"] == run.run_id
+        lambda: (
+            5
+            == sum(
+                line.get("metrics", 0)
+                for line in told("--user", "the-writer")
+                if line["event"] == "logged" and line["run_id"] == run.run_id
+            )
         ),
         seconds=150,
         interval=5,
