@@ -180,12 +180,12 @@ def test_the_audit_log_says_who_changed_what(stack: Stack, as_role: Callable[[st
     poll(
         # Each worker of MLflow writes its own counts, a minute after the first of them.
         lambda: (
-            5
-            == sum(
+            sum(
                 line.get("metrics", 0)
                 for line in told("--user", "the-writer")
                 if line["event"] == "logged" and line["run_id"] == run.run_id
             )
+            == 5
         ),
         seconds=150,
         interval=5,
