@@ -79,6 +79,7 @@ def write_former_volume(stack: Stack, image: str) -> None:
     assert done.returncode == 0, done.stderr.decode()[-2000:]
 
 
+@pytest.mark.long
 def test_an_older_major_with_an_older_schema_is_upgraded_and_rolled_back(
     stack: Stack, make_stack: Callable[..., Stack], postgres_16: str, tmp_path: Path
 ) -> None:

@@ -179,6 +179,7 @@ def test_clients_are_told_whom_to_trust_and_work(acme: Acme) -> None:
     assert done.stdout.splitlines()[-1:] == ["by TLS"], done.stderr[-2000:]
 
 
+@pytest.mark.long
 def test_a_second_up_asks_the_server_for_nothing(acme: Acme) -> None:
     orders = acme.orders()
     assert orders > 0
@@ -214,6 +215,7 @@ def test_a_renewal_drops_no_request_that_is_under_way(acme: Acme) -> None:
         assert read_answer(fresh).body == b"1234567890"
 
 
+@pytest.mark.long
 def test_a_server_that_is_away_leaves_the_certificate_and_a_warning(acme: Acme) -> None:
     before = acme.served()
     network, pebble = f"{acme.stack.project}_outside", acme.stack.container("pebble")

@@ -540,6 +540,7 @@ def test_nobody_comes_in_by_an_outage_of_the_database(own: Stack, tokens: dict[s
     poll(lambda: fresh.get(path, timeout=30).status_code == 200, seconds=60, what="frank comes in")
 
 
+@pytest.mark.long
 def test_a_backup_brings_permissions_back(
     own: Stack, as_user: Callable[..., MlflowClient], permissions: AuthServiceClient, work: Work
 ) -> None:

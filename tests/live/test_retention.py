@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,6 +63,13 @@ def scheduled(history: History) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
+def explained(history: History, ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return what the verb says of each, asked in one container: a start of one for each takes minutes."""
+    loop = 'for id in "$@"; do stackops cleanup explain --json "$id"; done'
+    done = history.stack.compose("exec", "-T", "cron", "sh", "-ec", loop, "sh", *ids)
+    return dict(zip(ids, map(json.loads, done.stdout.splitlines()), strict=True))
+
+
 def deleted(history: History) -> set[str]:
     return set(history.stack.psql("SELECT run_uuid FROM runs WHERE lifecycle_stage = 'deleted'").split())
 
@@ -118,12 +125,11 @@ def test_the_plan_names_what_is_old_and_what_is_kept(aged: History) -> None:
 
 
 def test_every_protection_is_explained(aged: History) -> None:
-    for run_id, words in aged.reasons.items():
-        found = verb(aged, "cleanup", "explain", run_id)
-        assert words in found["kept_because"], (run_id, found)
+    for run_id, found in explained(aged, aged.reasons).items():
+        assert aged.reasons[run_id] in found["kept_because"], (run_id, found)
     gone = sorted(aged.of(GONE))[0]
-    for model, fate in aged.models.items():
-        assert verb(aged, "cleanup", "explain", model)["doomed"] == (fate == GONE), model
+    for model, found in explained(aged, aged.models).items():
+        assert found["doomed"] == (aged.models[model] == GONE), model
     found = verb(aged, "cleanup", "explain", gone)
     assert (found["rule"], found["doomed"], found["kept_because"]) == ("default", True, None)
     assert "there is no run, model or trace nowhere" in refused(aged, "cleanup", "explain", "nowhere")

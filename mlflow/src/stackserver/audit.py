@@ -1,7 +1,7 @@
 """Who deleted, restored, registered or promoted what: a line of JSON each. Logging is only counted.
 
 Every request that changes something is a line, unless it is known to be ordinary: what runs
-log is counted per user and run and written once a minute. A line has the ids that the request
+log is counted per user and run and written every 20 seconds. A line has the ids that the request
 names and nothing that it contains: no values of metrics, params, tags or secrets. nginx's
 access log has the same request id.
 """
@@ -60,7 +60,7 @@ NAMES = frozenset(
 BODY_LIMIT = 32 << 20
 """MLflow holds a body whole in memory anyway."""
 VALUE_LIMIT, LIST_LIMIT = 250, 1000
-FLUSH_SECONDS = 60.0
+FLUSH_SECONDS = 20.0
 
 overwritten: ContextVar[list[str] | None] = ContextVar("overwritten", default=None)
 """Where artifacts.py notes the objects that the present request wrote over."""
