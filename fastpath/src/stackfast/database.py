@@ -222,5 +222,5 @@ async def run_on(connection: asyncpg.Connection, statement: str, *arguments: Any
         raise UndoneError(state) from error
     except (asyncpg.DataError, asyncpg.exceptions.UnsupportedClientFeatureError) as error:
         raise UndoneError("22000") from error  # an argument that has no form on the wire: nothing was sent
-    except (asyncpg.InterfaceError, OSError, TimeoutError) as error:
+    except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError) as error:
         raise UnknownOutcomeError(type(error).__name__) from error

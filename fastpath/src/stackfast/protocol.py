@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from collections import deque
 from collections.abc import Awaitable, Callable
 
 import httptools
@@ -55,7 +56,7 @@ class Connections:
 
 
 class Connection(asyncio.Protocol):
-    """One connection; requests one after the other."""
+    """One connection; its requests are answered one after the other."""
 
     def __init__(self, shared: Connections) -> None:
         self._shared = shared
@@ -63,11 +64,10 @@ class Connection(asyncio.Protocol):
         self._request = Request()
         self._body: list[bytes] = []
         self._size = 0
-        self._waiting = bytearray()
-        self._busy = False
+        self._whole: deque[tuple[Request, int]] = deque()
+        self._task: asyncio.Task[None] | None = None
         self._ended = False
         self._transport: asyncio.Transport | None = None
-        self._task: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
@@ -77,18 +77,17 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, _: Exception | None) -> None:
         """End; a statement under way goes on, as nobody knows whether it is done."""
         self._shared.open.discard(self)
-        self._let_go()
+        self._shared.held -= self._size + sum(size for _, size in self._whole)
+        self._size = 0
+        self._whole.clear()
 
     def eof_received(self) -> bool:
-        """Keep the connection until the answer is out."""
+        """Keep the connection until the answers are out."""
         self._ended = True
-        return self._busy
+        return self._task is not None
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes; those of a next request wait for the answer to this one."""
-        if self._busy:
-            self._waiting += data
-            return
+        """Take bytes; what is no HTTP ends the connection."""
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
@@ -96,7 +95,7 @@ class Connection(asyncio.Protocol):
                 self._transport.close()
 
     def on_message_begin(self) -> None:
-        """Forget the last request."""
+        """Begin a request."""
         self._request = Request()
         self._body, self._size = [], 0
 
@@ -121,34 +120,26 @@ class Connection(asyncio.Protocol):
             self._body = []
 
     def on_message_complete(self) -> None:
-        """Answer."""
+        """Answer this request, after those before it."""
         request = self._request
         request.method = self._parser.get_method()
         request.path, _, request.query = request.path.partition(b"?")
         request.body = b"".join(self._body)
-        self._busy = True
-        if len(request.body) < self._size:
-            self._say(self._shared.too_large)
-            return
-        self._task = asyncio.get_running_loop().create_task(self._answer(request))
-
-    async def _answer(self, request: Request) -> None:
-        self._say(await self._shared.handler(request))
-
-    def _let_go(self) -> None:
-        self._shared.held -= self._size
+        self._whole.append((request, self._size))
         self._body, self._size = [], 0
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._answer())
 
-    def _say(self, answer: bytes) -> None:
-        self._let_go()
-        self._busy = False
-        if self._transport is None or self._transport.is_closing():
-            return
-        self._transport.write(answer)
-        if self._waiting:
-            data, self._waiting = bytes(self._waiting), bytearray()
-            asyncio.get_running_loop().call_soon(self.data_received, data)
-        elif self._ended:
+    async def _answer(self) -> None:
+        while self._whole:
+            request, size = self._whole.popleft()
+            whole = len(request.body) == size
+            answer = await self._shared.handler(request) if whole else self._shared.too_large
+            self._shared.held -= size
+            if self._transport and not self._transport.is_closing():
+                self._transport.write(answer)
+        self._task = None
+        if self._ended and self._transport:
             self._transport.close()
 
     def stop_reading(self) -> None:

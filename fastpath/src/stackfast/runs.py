@@ -67,7 +67,8 @@ locked AS (
     SELECT run_uuid FROM runs WHERE run_uuid = ANY($1::text[]) AND lifecycle_stage = 'active'
         AND name <> '' AND user_id IS NOT NULL AND start_time IS NOT NULL
     ORDER BY run_uuid FOR NO KEY UPDATE)
-UPDATE runs SET status = coalesce(given.status, runs.status), end_time = coalesce(given.end_time, runs.end_time)
+UPDATE runs
+SET status = coalesce(given.status, runs.status), end_time = coalesce(given.end_time, runs.end_time)
 FROM given JOIN locked USING (run_uuid) WHERE runs.run_uuid = given.run_uuid
 RETURNING runs.run_uuid, runs.name, runs.user_id, runs.status, runs.start_time, runs.end_time,
     runs.lifecycle_stage, runs.artifact_uri, runs.experiment_id
