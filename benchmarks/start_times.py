@@ -50,7 +50,7 @@ def image_sizes_mb(tag: str) -> tuple[dict[str, float], float]:
     """Return each image's size, and the size of all together with shared layers once."""
     sizes: dict[str, float] = {}
     layers: dict[str, float] = {}
-    for name in ("scripts", "postgres", "minio", "mlflow", "auth", "nginx"):
+    for name in ("scripts", "postgres", "minio", "mlflow", "fastpath", "auth", "nginx"):
         image = f"mlflow-stack/{name}:{tag}"
         facts = json.loads(docker("image", "inspect", image))[0]
         sizes[name] = facts["Size"] / 1e6

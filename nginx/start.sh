@@ -25,6 +25,17 @@ case $authorization in
     *) refuse "AUTHORIZATION is '$authorization'" 'write roles or rbac in .env: AUTHORIZATION=roles' ;;
 esac
 
+# The fast path knows nothing of MLflow's permissions.
+fastpath=${FASTPATH:-on}
+case $fastpath:$authorization in
+    on:roles) fastpath_files=/opt/nginx/fastpath ;;
+    on:rbac | off:*) fastpath_files='' ;;
+    *) refuse "FASTPATH is '$fastpath'" 'write on or off in .env: FASTPATH=on' ;;
+esac
+for part in http server; do
+    printf '%s' "${fastpath_files:+include $fastpath_files/$part.conf;}" >"/tmp/nginx/fastpath-$part.conf"
+done
+
 {
     if [ -n "$public_url" ]; then
         # Loopback names stay: health checks and ./stack on the server itself.

@@ -40,7 +40,8 @@ memory_mb=$(($(limit_bytes) / 1048576))
 exec 9>>/data/lock
 flock --timeout 10 9 || refuse 'another container runs PostgreSQL on this data volume; nothing was changed' \
     'docker ps --filter volume=NAME names it, with NAME from docker volume ls; stop it'
-rm -f "$DATA/postmaster.pid"
+# The same goes for the lock beside its socket, which lies in a volume.
+rm -f "$DATA/postmaster.pid" /run/postgresql/.s.PGSQL.*
 
 # What a restore or upgrade put aside, once it is as old as the oldest backup.
 if [ -s "$DATA/PG_VERSION" ] && [ -d /data/kept ]; then

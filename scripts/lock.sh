@@ -11,7 +11,7 @@ lock() {
 }
 
 lock --python-version 3.13 --python-platform linux mlflow/requirements.in --output-file mlflow/requirements.txt
-for part in auth scripts minio; do
+for part in auth fastpath scripts minio; do
     lock --python-version 3.13 --python-platform linux --constraint mlflow/requirements.txt \
         "$part/requirements.in" --output-file "$part/requirements.txt"
 done

@@ -12,7 +12,7 @@ secrets_step() { docker compose run --rm --no-deps -T secrets secrets "$@"; }
 
 stop_writers() {
     step 'stopping what writes'
-    docker compose stop nginx mlflow cron
+    docker compose stop nginx fastpath mlflow cron
 }
 
 stop_database() { docker compose stop backup postgres; }
@@ -48,7 +48,7 @@ objects_back() {
 # put_back_former: the database and the objects as they were before the step that failed.
 put_back_former() {
     step 'rolling back'
-    docker compose stop nginx mlflow cron backup postgres
+    docker compose stop nginx fastpath mlflow cron backup postgres
     undo_swap --failed && start_stores && objects_back && start_everything
 }
 

@@ -22,7 +22,7 @@ from kit.stack import Stack, poll
 
 KILLS = int(os.environ.get("STACK_KILLS", "100"))
 SEED = int(os.environ.get("STACK_KILLS_SEED", "20261121"))
-SERVICES = ("postgres", "minio", "mlflow", "nginx", "backup")
+SERVICES = ("postgres", "minio", "mlflow", "fastpath", "nginx", "backup")
 CLIENTS = 3
 
 

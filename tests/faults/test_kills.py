@@ -11,7 +11,7 @@ from kit.stack import ROOT, Stack, poll
 from kit.writer import Writer
 
 
-@pytest.mark.parametrize("service", ["postgres", "minio", "mlflow", "auth", "nginx"])
+@pytest.mark.parametrize("service", ["postgres", "minio", "mlflow", "fastpath", "auth", "nginx"])
 def test_a_killed_service_comes_back_and_loses_nothing_acknowledged(stack: Stack, service: str) -> None:
     container = stack.container(service)
     restarts = stack.inspect(container)["RestartCount"]

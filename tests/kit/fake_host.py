@@ -29,7 +29,7 @@ REAL_TOOLS = [
     *("tail", "tar", "touch", "tr"),
 ]
 ABSOLUTE_PATH = re.compile(r"(?<![\w.$/}])/(?=(?:etc|usr|var|run|sbin|tmp|proc/net)\b)")
-SERVICES = ["auth", "minio", "mlflow", "nginx", "postgres", "prepare", "secrets"]
+SERVICES = ["auth", "fastpath", "minio", "mlflow", "nginx", "postgres", "prepare", "secrets"]
 
 READING = re.compile(
     r"docker (info|version|--version|ps|inspect|logs|image inspect|volume inspect|buildx version"

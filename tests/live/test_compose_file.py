@@ -10,7 +10,7 @@ import requests
 
 from kit.stack import ROOT, Stack
 
-LONG_RUNNING = ("postgres", "minio", "mlflow", "auth", "nginx", "backup", "cron")
+LONG_RUNNING = ("postgres", "minio", "mlflow", "fastpath", "auth", "nginx", "backup", "cron")
 ONE_SHOTS = ("secrets", "prepare")
 
 
@@ -60,6 +60,7 @@ def test_only_nginx_publishes_a_port_and_only_on_the_loopback_address(stack: Sta
         ("minio", "minio"),
         ("mlflow", "mlflow"),
         ("auth", "auth"),
+        ("fastpath", "fastpath"),
         # The same user as PostgreSQL: restored files must belong to it.
         ("backup", "postgres backup"),
         ("cron", "postgres backup"),
@@ -67,7 +68,7 @@ def test_only_nginx_publishes_a_port_and_only_on_the_loopback_address(stack: Sta
 )
 def test_a_service_reads_its_own_secrets_and_nobody_elses(stack: Stack, service: str, own: str) -> None:
     script = (
-        "for folder in source postgres backup minio mlflow auth prepare; do "
+        "for folder in source postgres backup minio mlflow auth prepare fastpath; do "
         "ls /secrets/$folder >/dev/null 2>&1 && echo $folder; done; true"
     )
     assert stack.compose("exec", "-T", service, "sh", "-c", script).stdout.split() == own.split()
@@ -137,6 +138,8 @@ def test_metrics_count_requests_and_say_what_is_ready(stack: Stack) -> None:
     lines = stack.verb("metrics").stdout.splitlines()
     assert 'stack_ready{dependency="database"} 1' in lines
     assert 'stack_ready{dependency="storage"} 1' in lines
+    assert "mlflow_fastpath_on 1.0" in lines
+    assert "mlflow_fastpath_unexpected_total 0.0" in lines
     assert 'stack_backup_ok{part="log"} 1.0' in lines
     assert 'stack_backup_ok{part="objects"} 1.0' in lines
     assert any(line.startswith('stack_job_next_run_timestamp_seconds{job="drill"}') for line in lines)

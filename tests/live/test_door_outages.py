@@ -29,7 +29,7 @@ def is_well(stack: Stack, service: str) -> bool:
 def wait_well(stack: Stack) -> None:
     """Wait until the whole stack is as other tests expect it."""
     stack.wait_ready()
-    for service in ("mlflow", "auth", "nginx"):
+    for service in ("mlflow", "fastpath", "auth", "nginx"):
         poll(lambda service=service: is_well(stack, service), seconds=60, what=f"{service} is healthy")
 
 

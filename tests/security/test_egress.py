@@ -14,7 +14,7 @@ import pytest
 from kit.door import docker, stack_networks
 from kit.stack import Stack
 
-INSIDE = ("postgres", "minio", "mlflow", "auth", "backup", "cron")
+INSIDE = ("postgres", "minio", "mlflow", "fastpath", "auth", "backup", "cron")
 ELSEWHERE = "198.51.100.1"  # TEST-NET-2 of RFC 5737: in nobody's network
 
 

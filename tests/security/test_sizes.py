@@ -16,7 +16,7 @@ from kit.wire import Wire, answers_in, conversation
 SEARCH = "/api/2.0/mlflow/experiments/search"
 MLFLOWS_OWN = range(400, 501)
 """A 4xx, or stock MLflow's 500 for what it did not expect; never the door's 502 to 504."""
-SERVICES = ("nginx", "auth", "mlflow")
+SERVICES = ("nginx", "auth", "mlflow", "fastpath")
 MEGABYTE = 1 << 20
 
 

@@ -58,7 +58,7 @@ def places(stack: Stack) -> dict[str, str]:
         found[f"inspect {one}"] = docker("inspect", one)
         if stack.inspect(one)["State"]["Running"]:
             found[f"processes {one}"] = docker("top", one, "-o", "pid,args")
-    for service in ("nginx", "auth", "mlflow", "postgres", "minio", "scripts"):
+    for service in ("nginx", "auth", "mlflow", "fastpath", "postgres", "minio", "scripts"):
         image = image_of(stack, service)
         found[f"image {service}"] = docker("inspect", image) + docker("history", "--no-trunc", image)
     return found

@@ -276,3 +276,20 @@ def test_json_in_a_json_string_is_counted(tmp_path: Path) -> None:
     body = json.dumps(json.dumps({"runId": "r", "metrics": [1, 2], "params": "x"})).encode()
     (line,) = ask(tmp_path, "POST", f"{API}/runs/log-batch", body)
     assert (line["run_id"], line["metrics"], line.get("params", 0)) == ("r", 2, 0)
+
+
+def test_each_writer_has_a_folder_of_its_own_and_all_are_read_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owners = {}
+    monkeypatch.setattr(audit.os, "chown", lambda path, uid, gid: owners.update({path.name: (uid, gid)}))
+    audit.make_folders(tmp_path)
+    assert owners == {name: (uid, 10001) for name, uid in audit.WRITERS.items()}
+    day = datetime.now(UTC)
+    moments = iter(day.replace(microsecond=0) + timedelta(seconds=number) for number in range(4))
+    logs = {name: AuditLog(tmp_path / name, lambda: next(moments)) for name in ("mlflow", "fastpath")}
+    for number, name in enumerate(("mlflow", "fastpath", "mlflow", "fastpath")):
+        logs[name].count("ada", f"run-{number}", requests=1)
+        logs[name].flush()
+    found = list(audit.read(tmp_path, day - timedelta(minutes=1), user="ada"))
+    assert [line["run_id"] for line in found] == ["run-0", "run-1", "run-2", "run-3"]

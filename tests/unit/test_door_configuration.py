@@ -29,6 +29,7 @@ MODES = [
     {"TLS_MODE": "files", "PUBLIC_URL": "https://mlflow.example.com"},
     {"TLS_MODE": "acme", "PUBLIC_URL": "https://mlflow.example.com:8443"},
     {"AUTHORIZATION": "rbac"},
+    {"FASTPATH": "off"},
 ]
 KEY = "0123456789abcdef" * 4
 
@@ -88,6 +89,30 @@ def test_gixy_would_find_something(tmp_path: Path) -> None:
     assert ("alias_traversal", "99-bad.conf") in findings(main_file)
 
 
+@pytest.mark.parametrize(
+    ("settings", "there"),
+    [
+        ({}, True),
+        ({"FASTPATH": "on", "AUTHORIZATION": "roles"}, True),
+        ({"FASTPATH": "off"}, False),
+        ({"FASTPATH": "on", "AUTHORIZATION": "rbac"}, False),  # it knows nothing of those permissions
+    ],
+)
+def test_the_fast_path_has_routes_where_it_may_answer_and_else_leaves_no_trace(
+    tmp_path: Path, settings: dict[str, str], there: bool
+) -> None:
+    main_file = render(tmp_path, settings)
+    rendered = {
+        part: (tmp_path / f"rendered/fastpath-{part}.conf").read_text() for part in ("http", "server")
+    }
+    folder = main_file.parent / "fastpath"
+    assert all((folder / f"{part}.conf").is_file() for part in rendered)
+    assert rendered == {part: f"include {folder}/{part}.conf;" if there else "" for part in rendered}
+    assert all(
+        f"include {tmp_path}/rendered/fastpath-{part}.conf;" in main_file.read_text() for part in rendered
+    )
+
+
 @pytest.mark.parametrize(("authorization", "shown"), [("", ""), ("roles", ""), ("rbac", KEY)])
 def test_the_key_of_the_door_is_for_nginx_alone_and_only_where_it_is_used(
     tmp_path: Path, authorization: str, shown: str
@@ -105,6 +130,8 @@ def test_the_key_of_the_door_is_for_nginx_alone_and_only_where_it_is_used(
     ("settings", "key", "says"),
     [
         ({"AUTHORIZATION": "none"}, KEY, "AUTHORIZATION is 'none'"),
+        ({"FASTPATH": "yes"}, KEY, "FASTPATH is 'yes'"),
+        ({"FASTPATH": "no", "AUTHORIZATION": "rbac"}, KEY, "FASTPATH is 'no'"),
         ({"AUTHORIZATION": "rbac"}, "", "door_key cannot be read"),
     ],
 )

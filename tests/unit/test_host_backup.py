@@ -70,7 +70,7 @@ def test_restore_stops_restores_and_verifies_in_this_order(ready: FakeHost) -> N
     assert "Restored, verified and running" in done.stdout
     order = (
         "restore plan",
-        "stop nginx mlflow cron",
+        "stop nginx fastpath mlflow cron",
         "backup copy-objects",
         "stop backup postgres",
         "restore database",
@@ -122,7 +122,7 @@ def test_an_upgrade_keeps_the_database_before_it_migrates(host: FakeHost) -> Non
     assert done.returncode == 0, done.stderr
     order = (
         "stackserver.prepare --check",
-        "stop nginx mlflow cron",
+        "stop nginx fastpath mlflow cron",
         "backup run --label before-upgrade",
         "stop backup postgres",
         "restore keep",

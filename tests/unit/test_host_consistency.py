@@ -7,6 +7,7 @@ import re
 import pytest
 
 from kit.fake_host import ROOT
+from stackops import audit, secrets
 
 COMPOSE_FILES = [ROOT / "docker-compose.yml", *sorted(ROOT.glob("compose/*.yml"))]
 EXAMPLE = (ROOT / ".env.example").read_text()
@@ -55,3 +56,15 @@ def test_every_variable_of_the_example_has_a_type_that_the_check_knows() -> None
 
 def test_no_line_of_the_example_is_switched_on() -> None:
     assert [line for line in EXAMPLE.splitlines() if line and not line.startswith("#")] == []
+
+
+def test_a_user_has_the_same_number_wherever_it_is_named() -> None:
+    """In its image, as the owner of its secrets and audit folder, and of the volume of its socket."""
+    uid = secrets.CONSUMER_UIDS["fastpath"]
+    assert audit.WRITERS["fastpath"] == uid
+    own = (ROOT / "mlflow/Dockerfile").read_text()
+    assert f"useradd --uid {uid} --gid {uid} " in own
+    assert f"USER {uid}:{uid}" in own
+    assert f"--owner={uid} --group={uid} --mode=0755 /run/fastpath" in (ROOT / "nginx/Dockerfile").read_text()
+    for name in ("nginx", "mlflow"):
+        assert audit.WRITERS[name] == secrets.CONSUMER_UIDS[name]

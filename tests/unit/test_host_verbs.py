@@ -278,6 +278,15 @@ def test_logs_of_some_services(host: FakeHost) -> None:
     assert host.calls_of("docker compose logs")[0].split()[-2:] == ["nginx", "mlflow"]
 
 
+def test_metrics_are_those_of_the_server_the_fast_path_and_the_jobs(host: FakeHost) -> None:
+    host.docker("compose config --services", f"printf '%s\\n' {' '.join([*SERVICES, 'backup'])}")
+    for service in ("mlflow", "fastpath", "backup"):
+        host.docker(f"compose exec -T {service} *", f"echo 'of_{service} 1'")
+    done = host.run("metrics")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == ["of_mlflow 1", "of_fastpath 1", "of_backup 1"]
+
+
 def test_metrics_that_cannot_be_had_point_to_the_status(host: FakeHost) -> None:
     host.docker("compose exec *", "echo service mlflow is not running >&2; exit 1")
     assert_error(

@@ -72,7 +72,9 @@ def test_consumer_files_carry_the_source_values(volume: Path, overrides: Path) -
     (overrides / "database_password").write_text("a:b\\c\n")
     secrets.ensure(volume, overrides, own=False)
     assert (volume / "postgres/mlflow_password").read_text() == "a:b\\c"
-    assert (volume / "mlflow/pgpass").read_text() == "*:*:*:*:a\\:b\\\\c\n"
+    for reader in ("mlflow", "fastpath"):
+        assert (volume / reader / "pgpass").read_text() == "*:*:*:*:a\\:b\\\\c\n"
+    assert [path.name for path in (volume / "fastpath").iterdir()] == ["pgpass"]
     source = {path.name: path.read_text() for path in (volume / "source").iterdir()}
     assert source["storage_secret_key"] in (volume / "mlflow/aws_credentials").read_text()
     assert (volume / "mlflow/kek_passphrase").read_text() == source["kek_passphrase"]
@@ -156,6 +158,7 @@ def test_rotation_changes_its_group_and_nothing_else(volume: Path, overrides: Pa
         "postgres/mlflow_password",
         "postgres/stackops_password",
         "mlflow/pgpass",
+        "fastpath/pgpass",
         "prepare/pgpass",
     }
 

@@ -51,6 +51,8 @@ def test_empty_values_mean_the_defaults() -> None:
         ("MLFLOW_THREADS", "-1"),
         ("MLFLOW_TMP_LIMIT", "much"),
         ("MLFLOW_GATEWAY", "yes"),
+        ("FASTPATH_CONNECTIONS", "1"),
+        ("FASTPATH_CONNECTIONS", "65"),
         ("AUTHORIZATION", "none"),
         ("AUTHORIZATION", "RBAC"),
         ("RBAC_DEFAULT_PERMISSION", "read"),
@@ -69,6 +71,17 @@ def test_connections_that_do_not_fit_are_refused_with_the_number_that_would() ->
     needed = int(refusal.value.fix.split("POSTGRES_MAX_CONNECTIONS=")[1].split()[0])
     accepted = read_settings({"MLFLOW_WORKERS": "4", "POSTGRES_MAX_CONNECTIONS": str(needed)})
     assert accepted.connections_needed == needed
+
+
+@pytest.mark.parametrize("connections", [2, 3, 8, 64])
+def test_the_fast_path_gets_its_connections_planned_for_and_shares_them_out(connections: int) -> None:
+    without = read_settings({"AUTHORIZATION": "rbac", "MLFLOW_WORKERS": "1"})
+    assert without.fast_connections == 0  # MLflow alone decides then
+    settings = read_settings({"FASTPATH_CONNECTIONS": str(connections), "MLFLOW_WORKERS": "1"})
+    assert settings.fast_write_connections + settings.fast_read_connections == connections
+    assert min(settings.fast_write_connections, settings.fast_read_connections) > 0
+    mlflows = settings.max_replicas * settings.workers * settings.connections_per_worker
+    assert settings.connections_needed == mlflows + connections + CONNECTIONS_RESERVED
 
 
 def test_permissions_are_decided_by_the_door_alone_unless_said() -> None:
@@ -97,11 +110,14 @@ def test_the_default_permission_is_one_that_mlflow_knows() -> None:
     assert set(PERMISSIONS) == set(ALL_PERMISSIONS) - {"DENY"}
 
 
-@given(workers=st.integers(1, 8), threads=st.integers(1, 64), replicas=st.integers(1, 8))
+@given(
+    workers=st.integers(1, 8), threads=st.integers(1, 64), replicas=st.integers(1, 8), fast=st.integers(2, 64)
+)
 def test_accepted_settings_never_plan_more_connections_than_postgres_has(
-    workers: int, threads: int, replicas: int
+    workers: int, threads: int, replicas: int, fast: int
 ) -> None:
     environment = {
+        "FASTPATH_CONNECTIONS": str(fast),
         "MLFLOW_WORKERS": str(workers),
         "MLFLOW_THREADS": str(threads),
         "MLFLOW_MAX_REPLICAS": str(replicas),
@@ -110,7 +126,7 @@ def test_accepted_settings_never_plan_more_connections_than_postgres_has(
         settings = read_settings(environment)
     except RefusedError:
         return
-    planned = replicas * workers * settings.connections_per_worker + CONNECTIONS_RESERVED
+    planned = replicas * workers * settings.connections_per_worker + fast + CONNECTIONS_RESERVED
     assert planned <= settings.max_connections
 
 

@@ -66,11 +66,11 @@ overwritten: ContextVar[list[str] | None] = ContextVar("overwritten", default=No
 """Where artifacts.py notes the objects that the present request wrote over."""
 
 
-def named(body: bytes, query: str, path: str) -> dict[str, Any]:
+def named(given: dict[str, Any], query: str, path: str) -> dict[str, Any]:
     """Return what a request names: fields of its JSON body and query, and the path of an artifact."""
     found: dict[str, Any] = {}
-    for given, value in [*parse_qsl(query), *fields_of(body).items()]:
-        name = re.sub(r"(?<=[a-z])[A-Z]", lambda capital: f"_{capital[0].lower()}", given)
+    for field, value in [*parse_qsl(query), *given.items()]:
+        name = re.sub(r"(?<=[a-z])[A-Z]", lambda capital: f"_{capital[0].lower()}", field)
         if name in NAMES and value not in ("", None):
             found[name] = _short(value)
     artifact = ARTIFACT.match(path)
@@ -133,19 +133,77 @@ class AuditLog:
             self.write(event="logged", user=user, run_id=run_id, **amounts)
 
 
+class AuditRecorder:
+    """Decides of each change whether it is a line, a count or nothing."""
+
+    def __init__(self, log: AuditLog) -> None:
+        self._log = log
+        self._flush: asyncio.TimerHandle | None = None
+
+    def flush(self) -> None:
+        """Write down what is only counted so far."""
+        self._log.flush()
+
+    def note(
+        self,
+        *,
+        method: str,
+        path: str,
+        query: str = "",
+        user: str,
+        address: str,
+        request_id: str,
+        given: dict[str, Any],
+        status: int,
+        replaced: list[str] | None = None,
+    ) -> None:
+        """Note a request that is not a mere look; `given` are the fields of its JSON body."""
+        if LOGGING.match(path):
+            self._count(user, path, given, status)
+            return
+        if ORDINARY.match(path) and not replaced and not (method == "DELETE" and ARTIFACT.match(path)):
+            return
+        self._log.write(
+            event="overwrite" if replaced else f"{method} {re.sub(API, '', path)}",
+            user=user,
+            address=address,
+            status=status,
+            request=request_id,
+            objects=named(given, query, path),
+        )
+
+    def _count(self, user: str, path: str, given: dict[str, Any], status: int) -> None:
+        if status >= 400:
+            return
+        amounts = {"requests": 1}
+        if path.endswith("/log-metric"):
+            amounts["metrics"] = 1
+        elif path.endswith("/log-parameter"):
+            amounts["params"] = 1
+        elif path.endswith("/set-tag"):
+            amounts["tags"] = 1
+        elif path.endswith("/log-batch"):
+            lists = {name: given.get(name) for name in ("metrics", "params", "tags")}
+            amounts |= {name: len(found) for name, found in lists.items() if isinstance(found, list)}
+        names = ("run_id", "runId", "run_uuid", "runUuid")
+        run_id = next((str(given[name]) for name in names if given.get(name)), "")
+        self._log.count(user, run_id[:VALUE_LIMIT], **amounts)
+        if self._flush is None or self._flush.when() <= asyncio.get_running_loop().time():
+            self._flush = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._log.flush)
+
+
 class AuditLayer:
-    """ASGI layer that writes a line for each change, after its answer."""
+    """ASGI layer that notes each change, after its answer."""
 
     def __init__(self, app: App, log: AuditLog) -> None:
         self._app = app
-        self._log = log
-        self._flush: asyncio.TimerHandle | None = None
+        self._recorder = AuditRecorder(log)
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Pass the request on, and write it down if it changes something."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
-            self._log.flush()
+            self._recorder.flush()
             return
         if scope["type"] != "http" or scope["method"] in {"GET", "HEAD", "OPTIONS"}:
             await self._app(scope, receive, send)
@@ -176,40 +234,15 @@ class AuditLayer:
             self._note(scope, whole, status, replaced)
 
     def _note(self, scope: dict[str, Any], body: bytes, status: int, replaced: list[str]) -> None:
-        path, method = scope["path"], scope["method"]
         headers = dict(scope["headers"])
-        user = headers.get(b"x-forwarded-user", b"").decode("latin-1")
-        if LOGGING.match(path):
-            self._count(user, path, body, status)
-            return
-        if ORDINARY.match(path) and not replaced and not (method == "DELETE" and ARTIFACT.match(path)):
-            return
-        fields: dict[str, Any] = named(body, scope.get("query_string", b"").decode("latin-1"), path)
-        self._log.write(
-            event="overwrite" if replaced else f"{method} {re.sub(API, '', path)}",
-            user=user,
+        self._recorder.note(
+            method=scope["method"],
+            path=scope["path"],
+            query=scope.get("query_string", b"").decode("latin-1"),
+            user=headers.get(b"x-forwarded-user", b"").decode("latin-1"),
             address=headers.get(b"x-real-ip", b"").decode("latin-1"),
+            request_id=headers.get(b"x-request-id", b"").decode("latin-1"),
+            given=fields_of(body),
             status=status,
-            request=headers.get(b"x-request-id", b"").decode("latin-1"),
-            objects=fields,
+            replaced=replaced,
         )
-
-    def _count(self, user: str, path: str, body: bytes, status: int) -> None:
-        if status >= 400:
-            return
-        given = fields_of(body)
-        amounts = {"requests": 1}
-        if path.endswith("/log-metric"):
-            amounts["metrics"] = 1
-        elif path.endswith("/log-parameter"):
-            amounts["params"] = 1
-        elif path.endswith("/set-tag"):
-            amounts["tags"] = 1
-        elif path.endswith("/log-batch"):
-            lists = {name: given.get(name) for name in ("metrics", "params", "tags")}
-            amounts |= {name: len(found) for name, found in lists.items() if isinstance(found, list)}
-        names = ("run_id", "runId", "run_uuid", "runUuid")
-        run_id = next((str(given[name]) for name in names if given.get(name)), "")
-        self._log.count(user, run_id[:VALUE_LIMIT], **amounts)
-        if self._flush is None or self._flush.when() <= asyncio.get_running_loop().time():
-            self._flush = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._log.flush)

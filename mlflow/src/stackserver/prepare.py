@@ -29,6 +29,7 @@ from psycopg2.extensions import connection as Connection  # noqa: N812
 from stackserver.care import tend_tables
 from stackserver.database import connect, known_revisions, pinned_revision, schema_revision, unknown_revision
 from stackserver.errors import RefusedError, exit_refused
+from stackserver.indexes import make_indexes
 from stackserver.migrate import MigrationError, check, migrate, report
 from stackserver.permissions_schema import check_permissions, known_revision, upgrade_permissions
 from stackserver.settings import Settings, read_settings
@@ -252,6 +253,7 @@ def prepare(settings: Settings, *, accept_keys: bool = False) -> None:
         upgrade_permissions(settings)
     with closing(connect(settings.database_uri)) as connection:
         tend_tables(connection)
+        make_indexes(connection)
     with closing(connect(settings.database_uri, user=settings.operations_user)) as connection:
         create_stackops(connection)
         store_fingerprints(connection, keys_now)

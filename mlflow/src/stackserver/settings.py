@@ -42,6 +42,7 @@ class Settings:
     audit_folder: Path
     rbac: bool
     default_permission: str
+    fast_connections: int
 
     @property
     def operations_user(self) -> str | None:
@@ -85,9 +86,23 @@ class Settings:
         return self.record_connections + self.permission_connections
 
     @property
+    def fast_read_connections(self) -> int:
+        """Connections of the fast path for searches, so that these never take all of them."""
+        return max(1, self.fast_connections // 4)
+
+    @property
+    def fast_write_connections(self) -> int:
+        """Connections of the fast path for everything else."""
+        return self.fast_connections - self.fast_read_connections
+
+    @property
     def connections_needed(self) -> int:
-        """Connections that all replicas may open together, with the reserve."""
-        return self.max_replicas * self.workers * self.connections_per_worker + CONNECTIONS_RESERVED
+        """Connections that all replicas and the fast path may open together, with the reserve."""
+        return (
+            self.max_replicas * self.workers * self.connections_per_worker
+            + self.fast_connections
+            + CONNECTIONS_RESERVED
+        )
 
 
 def normalise_database_uri(uri: str) -> str:
@@ -151,6 +166,8 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
             )
         return text
 
+    rbac = one_of("AUTHORIZATION", ("roles", "rbac")) == "rbac"
+    fast_connections = number("FASTPATH_CONNECTIONS", 8, 2, 64)
     settings = Settings(
         database_uri=normalise_database_uri(environment.get("DATABASE_URI") or DATABASE_URI_DEFAULT),
         bucket=environment.get("S3_BUCKET") or "mlflow",
@@ -164,13 +181,15 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
         tmp_reserve_bytes=size("MLFLOW_TMP_RESERVE", "1g"),
         gateway=switch("MLFLOW_GATEWAY"),
         audit_folder=Path(environment.get("AUDIT_FOLDER") or "/audit/mlflow"),
-        rbac=one_of("AUTHORIZATION", ("roles", "rbac")) == "rbac",
+        rbac=rbac,
         default_permission=one_of("RBAC_DEFAULT_PERMISSION", PERMISSIONS),
+        fast_connections=0 if rbac else fast_connections,  # MLflow alone decides then
     )
     if settings.connections_needed > settings.max_connections:
         raise RefusedError(
             f"{settings.max_replicas} replicas x {settings.workers} workers x "
-            f"{settings.connections_per_worker} connections + {CONNECTIONS_RESERVED} make "
+            f"{settings.connections_per_worker} connections + {settings.fast_connections} of the fast path + "
+            f"{CONNECTIONS_RESERVED} make "
             f"{settings.connections_needed}, and POSTGRES_MAX_CONNECTIONS is {settings.max_connections}",
             f"set POSTGRES_MAX_CONNECTIONS={settings.connections_needed} in .env, or fewer "
             "MLFLOW_WORKERS, MLFLOW_THREADS or MLFLOW_MAX_REPLICAS",

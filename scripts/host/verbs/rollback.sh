@@ -11,7 +11,7 @@ need_stack
 own_database_only
 take_lock
 confirm 'What was logged since then will be put aside. Go on?' || die 'you said no' 'nothing was changed' '' "$STATUS_REFUSED"
-docker compose stop nginx mlflow cron backup postgres
+docker compose stop nginx fastpath mlflow cron backup postgres
 status=0
 undo_swap || status=$?
 case $status in

@@ -51,7 +51,7 @@ move_over_major() {
 back_to_former() {  # WHAT
     (report_failure) || :  # it exits where every container is well
     step 'going back to the former version'
-    docker compose stop nginx mlflow cron backup postgres
+    docker compose stop nginx fastpath mlflow cron backup postgres
     undo_swap --failed || die "$1, and going back failed" 'the service is stopped; both databases are kept' 'mend what the lines above say, then ./stack rollback'
     start_former || die "$1, and the former version does not start" 'its data is in its place' './stack status; ./stack logs'
     die "$1" 'the former version and its data run again; nothing is lost' 'mend what the lines above say, then ./stack upgrade again'

@@ -1,7 +1,7 @@
 """The audit log: its folders, what is kept how long, and reading it.
 
 Each writer has a folder of its own below the volume: nginx (access-DAY.jsonl: every request),
-mlflow (audit-DAY.jsonl: every change), stack (what ./stack user did). Days are UTC.
+mlflow and fastpath (audit-DAY.jsonl: every change), stack (what ./stack user did). Days are UTC.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from stackops.errors import OperationError
 
-WRITERS = {"nginx": 10004, "mlflow": 10003, "stack": 0}
+WRITERS = {"nginx": 10004, "mlflow": 10003, "fastpath": 10009, "stack": 0}
 """The folder of each writer and its uid."""
 READER_GID = 10001
 """The group of the jobs, which compress and delete."""

@@ -37,6 +37,7 @@ CONSUMER_UIDS = {
     "nginx": 10004,
     "auth": 10006,
     "prepare": 10007,
+    "fastpath": 10009,
 }
 ACCOUNTS = ("auth/accounts", "auth/tokens")
 """Who may log in (users.py): not derived from a source, but changed by ./stack user."""
@@ -113,6 +114,7 @@ def render_consumer_files(values: Mapping[str, str]) -> dict[str, str]:
         "minio/root_user": values["storage_root_user"],
         "minio/root_password": values["storage_root_password"],
         "mlflow/pgpass": passwords,
+        "fastpath/pgpass": passwords,
         "mlflow/aws_credentials": storage,
         "mlflow/door_key": derived("door", values["door_key"]),
         "mlflow/flask_key": derived("flask", values["door_key"]),

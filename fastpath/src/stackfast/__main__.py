@@ -1,0 +1,5 @@
+"""`python -m stackfast`."""
+
+from stackfast.service import main
+
+main()

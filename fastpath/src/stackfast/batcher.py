@@ -1,0 +1,156 @@
+"""Natural batching: while a few statements are under way, what comes meanwhile waits and goes as one.
+
+Nobody waits for company: alone, a request's statement starts at once. Each is answered only
+after the commit of the statement that it was part of.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from stackfast.outcomes import NotMineError, UndoneError
+
+WIDTH = 3
+"""Statements of one kind under way at once."""
+ITEMS, WEIGHT = 256, 4000
+"""What one statement takes at most: requests, and rows of all of them."""
+LATE_SECONDS = 5.0
+"""Who has waited this long for a statement to begin goes to MLflow: nothing was done for it."""
+LOCKS_BORNE = 2
+"""So many requests of a failed batch may each wait for a lock; then the rest of it goes to MLflow."""
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+@dataclass(eq=False)
+class _Waiting(Generic[Item, Answer]):
+    item: Item
+    keys: frozenset[Hashable]
+    weight: int
+    since: float
+    answer: asyncio.Future[Answer] = field(repr=False)
+
+
+class Batcher(Generic[Item, Answer]):
+    """Runs `statement` on lists of items; it returns an answer for each, None for "not mine".
+
+    Items with a common key never go in one list. If PostgreSQL refuses a list, each of it goes
+    alone, so that one bad request harms no other.
+    """
+
+    def __init__(self, statement: Callable[[list[Item]], Awaitable[list[Answer | None]]]) -> None:
+        self._statement = statement
+        self._queue: deque[_Waiting[Item, Answer]] = deque()
+        self._under_way = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def submit(self, item: Item, keys: frozenset[Hashable] = frozenset(), weight: int = 1) -> Answer:
+        """Return the answer for an item. Raise NotMineError or UnknownOutcomeError."""
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(item, keys, weight, loop.time(), loop.create_future())
+        self._queue.append(waiting)
+        self._start()
+        if self._queue and self._timer is None:
+            self._timer = loop.call_later(1.0, self._send_late_away)
+        return await waiting.answer
+
+    def _start(self) -> None:
+        while self._queue and self._under_way < WIDTH:
+            batch = self._next()
+            if not batch:
+                return
+            self._under_way += 1
+            task = asyncio.get_running_loop().create_task(self._run(batch))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _next(self) -> list[_Waiting[Item, Answer]]:
+        taken: set[Hashable] = set()
+        weight = 0
+        batch: list[_Waiting[Item, Answer]] = []
+        later: list[_Waiting[Item, Answer]] = []
+        while self._queue and len(batch) < ITEMS:
+            waiting = self._queue.popleft()
+            if waiting.answer.done():  # given up meanwhile
+                continue
+            if not taken.isdisjoint(waiting.keys) or (batch and weight + waiting.weight > WEIGHT):
+                later.append(waiting)
+                if len(later) >= ITEMS:
+                    break
+                continue
+            taken |= waiting.keys
+            weight += waiting.weight
+            batch.append(waiting)
+        self._queue.extendleft(reversed(later))
+        return batch
+
+    async def _run(self, batch: list[_Waiting[Item, Answer]]) -> None:
+        try:
+            await self._try(batch)
+        except Exception as error:  # noqa: BLE001  whoever waits must hear of it
+            for waiting in batch:
+                if not waiting.answer.done():
+                    waiting.answer.set_exception(error)
+        finally:
+            self._under_way -= 1
+            self._start()
+
+    async def _try(self, batch: list[_Waiting[Item, Answer]]) -> None:
+        try:
+            answers = await self._statement([waiting.item for waiting in batch])
+        except UndoneError as error:
+            if len(batch) == 1:
+                _refuse(batch[0], "refused by the database" if not error.lock else "lock")
+                return
+            await self._one_by_one(batch)
+            return
+        for waiting, answer in zip(batch, answers, strict=True):
+            if waiting.answer.done():
+                continue
+            if answer is None:
+                waiting.answer.set_exception(NotMineError("not plain"))
+            else:
+                waiting.answer.set_result(answer)
+
+    async def _one_by_one(self, batch: list[_Waiting[Item, Answer]]) -> None:
+        locks = 0
+        for waiting in batch:
+            if locks >= LOCKS_BORNE or self._is_late(waiting):
+                _refuse(waiting, "lock" if locks >= LOCKS_BORNE else "late")
+                continue
+            try:
+                (answer,) = await self._statement([waiting.item])
+            except UndoneError as error:
+                locks += error.lock
+                _refuse(waiting, "lock" if error.lock else "refused by the database")
+            except Exception as error:  # noqa: BLE001  of this one alone
+                if not waiting.answer.done():
+                    waiting.answer.set_exception(error)
+            else:
+                if waiting.answer.done():
+                    continue
+                if answer is None:
+                    _refuse(waiting, "not plain")
+                else:
+                    waiting.answer.set_result(answer)
+
+    def _is_late(self, waiting: _Waiting[Item, Answer]) -> bool:
+        return asyncio.get_running_loop().time() - waiting.since > LATE_SECONDS
+
+    def _send_late_away(self) -> None:
+        self._timer = None
+        while self._queue and self._is_late(self._queue[0]):
+            _refuse(self._queue.popleft(), "late")
+        if self._queue:
+            self._timer = asyncio.get_running_loop().call_later(1.0, self._send_late_away)
+
+
+def _refuse(waiting: _Waiting[Item, Answer], reason: str) -> None:
+    if not waiting.answer.done():
+        waiting.answer.set_exception(NotMineError(reason))

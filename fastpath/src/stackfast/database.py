@@ -1,0 +1,226 @@
+"""PostgreSQL by asyncpg: a few connections made once, prepared statements, no query between two uses.
+
+Every outcome of a statement is one of four: its rows; UndoneError (rolled back); NotMineError
+(it was never sent); UnknownOutcomeError (it was sent, and its end is not known).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+
+import asyncpg
+
+from stackfast.outcomes import NotMineError, UndoneError, UnknownOutcomeError
+from stackfast.settings import DATABASE_SOCKET_FOLDER, FastSettings
+
+CONNECT_SECONDS = 2.0
+AWAY_SECONDS = 1.0
+"""After a failed connection no other is tried for this long: requests go to MLflow at once."""
+WAIT_SECONDS = 4.0
+STATEMENT_TIMEOUT_MS = 4000
+LOCK_TIMEOUT_MS = 1000
+COMMIT_SECONDS = 18.0
+"""PostgreSQL ends a statement after its timeout, but a commit may stall with the disk; nginx waits 20 s."""
+FATAL = ("08", "57P", "58", "XX", "F0", "25P", "53")
+"""SQLSTATE classes after which a connection is not used again and the outcome counts as unknown."""
+STATEMENTS_KEPT = 200
+
+_ALWAYS = {
+    "application_name": "stackfast",
+    "jit": "off",
+    "statement_timeout": str(STATEMENT_TIMEOUT_MS),
+    "lock_timeout": str(LOCK_TIMEOUT_MS),
+}
+WRITING = {**_ALWAYS, "enable_seqscan": "off"}
+"""Plans are kept per connection: none may be left from the days when a table was small."""
+READING = {**_ALWAYS, "plan_cache_mode": "force_custom_plan"}
+"""A search is planned for its own experiment and page: one plan for all would be wrong for the largest."""
+
+
+def password(path: Path, host: str, port: int, database: str, user: str) -> str | None:
+    """Return the password that a file of libpq's form has for a connection, or None.
+
+    Own code because asyncpg 0.32 leaves the backslash before an escaped colon (libpq, passfile).
+    """
+    wanted = (host, str(port), database, user)
+    for line in path.read_text().splitlines():
+        fields, field, escaped = [], "", False
+        for sign in line:
+            if escaped or sign not in "\\:":
+                field, escaped = field + sign, False
+            elif sign == "\\":
+                escaped = True
+            else:
+                fields, field = [*fields, field], ""
+        if len(fields) == 4 and all(has in ("*", want) for has, want in zip(fields, wanted, strict=True)):
+            return field
+    return None
+
+
+def connector(
+    settings: FastSettings, passwords: Path, server_settings: dict[str, str]
+) -> Callable[[], Awaitable[asyncpg.Connection]]:
+    """Return a function that makes a connection. The password is read anew each time: it may be rotated."""
+    parts = urlsplit(settings.database_uri)
+    query = [(name, value) for name, value in parse_qsl(parts.query) if name != "connect_timeout"]
+    address: dict[str, Any] = {
+        "dsn": parts._replace(scheme="postgresql", query=urlencode(query)).geturl(),
+        "user": unquote(parts.username or ""),
+    }
+    host, port = parts.hostname or "", parts.port or 5432
+    if settings.by_socket:
+        address |= {
+            "dsn": None,
+            "host": DATABASE_SOCKET_FOLDER,
+            "port": port,
+            "database": parts.path.lstrip("/"),
+        }
+
+    def secret() -> str | None:
+        return password(passwords, host, port, unquote(parts.path.lstrip("/")), address["user"])
+
+    async def connect() -> asyncpg.Connection:
+        return await asyncpg.connect(
+            **address,
+            password=secret if passwords.exists() else None,
+            passfile=os.devnull,
+            timeout=CONNECT_SECONDS,
+            server_settings=server_settings,
+            statement_cache_size=STATEMENTS_KEPT,
+            max_cached_statement_lifetime=0,
+        )
+
+    return connect
+
+
+class Database:
+    """A bounded number of connections; who comes when all are taken waits a while.
+
+    `check` looks at each new connection and raises NotMineError if it must not be used.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable[asyncpg.Connection]],
+        size: int,
+        check: Callable[[asyncpg.Connection], Awaitable[None]],
+    ) -> None:
+        self._connect = connect
+        self._check = check
+        self._room = size
+        self._free: list[asyncpg.Connection] = []
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._away_until = 0.0
+        self._away_reason = ""
+
+    async def fill(self) -> None:
+        """Make all connections now, so that the first requests need not wait; none is no error."""
+        held: list[asyncpg.Connection] = []
+        try:
+            while self._room:
+                held.append(await self._take())
+        except NotMineError:
+            pass
+        for connection in held:
+            self._give_back(connection)
+
+    async def close(self) -> None:
+        """Close what is free."""
+        while self._free:
+            await self._free.pop().close()
+
+    async def run(self, statement: str, *arguments: Any) -> list[asyncpg.Record]:
+        """Run a statement and return its rows after its commit."""
+        async with self.connection() as connection:
+            return await run_on(connection, statement, *arguments)
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[asyncpg.Connection]:
+        """Hold a connection, for more than one statement. Raise NotMineError if none comes free."""
+        connection = await self._take()
+        try:
+            yield connection
+        except UnknownOutcomeError:
+            connection.terminate()
+            self._drop_free()  # what broke this one has mostly broken all
+            raise
+        finally:
+            self._give_back(connection)
+
+    async def _take(self) -> asyncpg.Connection:
+        while True:
+            while self._free:
+                connection = self._free.pop()
+                if not connection.is_closed():
+                    return connection
+                self._room += 1
+            if self._room:
+                return await self._make()
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiter)
+            try:
+                await asyncio.wait_for(waiter, WAIT_SECONDS)
+            except TimeoutError:
+                raise NotMineError("no connection free") from None
+
+    async def _make(self) -> asyncpg.Connection:
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._away_until:
+            raise NotMineError(self._away_reason)
+        self._room -= 1
+        connection = None
+        try:
+            connection = await self._connect()
+            await asyncio.wait_for(self._check(connection), CONNECT_SECONDS)
+            return connection
+        except BaseException as error:
+            self._room += 1
+            if connection is not None:
+                connection.terminate()
+            self._wake()
+            if not isinstance(error, Exception):
+                raise
+            self._away_until = loop.time() + AWAY_SECONDS
+            self._away_reason = error.reason if isinstance(error, NotMineError) else "database away"
+            raise NotMineError(self._away_reason) from error
+
+    def _give_back(self, connection: asyncpg.Connection) -> None:
+        if connection.is_closed():
+            self._room += 1
+        else:
+            self._free.append(connection)
+        self._wake()
+
+    def _drop_free(self) -> None:
+        while self._free:
+            self._free.pop().terminate()
+            self._room += 1
+
+    def _wake(self) -> None:
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+
+
+async def run_on(connection: asyncpg.Connection, statement: str, *arguments: Any) -> list[asyncpg.Record]:
+    """Run a statement on a held connection. Raise UndoneError or UnknownOutcomeError."""
+    try:
+        return await connection.fetch(statement, *arguments, timeout=COMMIT_SECONDS)
+    except asyncpg.PostgresError as error:
+        state = error.sqlstate or "XX000"
+        if state.startswith(FATAL) and state != "57014":  # query_canceled: the statement's own timeout
+            raise UnknownOutcomeError(state) from error
+        raise UndoneError(state) from error
+    except (asyncpg.DataError, asyncpg.exceptions.UnsupportedClientFeatureError) as error:
+        raise UndoneError("22000") from error  # an argument that has no form on the wire: nothing was sent
+    except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError) as error:
+        raise UnknownOutcomeError(type(error).__name__) from error

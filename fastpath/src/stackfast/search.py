@@ -1,0 +1,91 @@
+"""runs/search in its common forms: first the ids of the page, then their whole records."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from typing import Any
+
+from stackfast.answers import encode
+from stackfast.database import Database, run_on
+from stackfast.outcomes import NotMineError, UndoneError
+from stackfast.records import whole_runs
+from stackfast.requests import Request, experiment_id_of, int64_of, json_object, list_of, text_of
+from stackfast.searching import Arguments, conditions, order
+
+EXPERIMENTS = 1000
+PAGE_LIMIT, PAGE_DEFAULT = 1000, 1000
+"""The default is MLflow's; larger pages are MLflow's too."""
+OFFSET_LIMIT = 1_000_000
+FILTER_LENGTH = 2000
+STAGES = {"ACTIVE_ONLY": ("active",), "DELETED_ONLY": ("deleted",), "ALL": ("active", "deleted")}
+_FIELDS = frozenset({"experiment_ids", "filter", "run_view_type", "max_results", "order_by", "page_token"})
+_TOKEN = re.compile(rb'\{"offset": ([1-9][0-9]{0,6})\}').fullmatch
+
+
+class Search:
+    """The route runs/search."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def search(self, request: Request) -> bytes:
+        """Answer runs/search."""
+        given = json_object(request, _FIELDS)
+        experiments = sorted(
+            {experiment_id_of(each) for each in list_of(given.get("experiment_ids"), EXPERIMENTS)}
+        )
+        if not experiments:
+            raise NotMineError("experiments")
+        limit = int64_of(given.get("max_results", PAGE_DEFAULT), 1)
+        stages = STAGES.get(_text(given, "run_view_type") or "ACTIVE_ONLY")
+        if limit > PAGE_LIMIT or stages is None:
+            raise NotMineError("page")
+        offset = _offset(_text(given, "page_token"))
+        orders = [text_of(each, FILTER_LENGTH) for each in list_of(given.get("order_by", []), 20)]
+        arguments = Arguments()
+        wanted = conditions(_text(given, "filter"), arguments)
+        joins, ordering = order(orders, arguments)
+        # One experiment by "=": PostgreSQL then reads its index in the order of the page.
+        where = (
+            f"run.experiment_id = {arguments.add(experiments[0], 'int')}"
+            if len(experiments) == 1
+            else f"run.experiment_id = ANY({arguments.add(experiments, 'int[]')})"
+        )
+        stage = (
+            f"run.lifecycle_stage = '{stages[0]}'"
+            if len(stages) == 1
+            else "run.lifecycle_stage IN ('active', 'deleted')"
+        )
+        statement = (
+            f"SELECT run.run_uuid FROM runs AS run {joins} WHERE {' AND '.join([where, stage, *wanted])}"  # noqa: S608
+            f" ORDER BY {ordering} LIMIT {limit + 1} OFFSET {offset}"
+        )
+        try:
+            async with self._database.connection() as connection:
+                ids = [row["run_uuid"] for row in await run_on(connection, statement, *arguments.values)]
+                records = await whole_runs(connection, ids[:limit])
+        except UndoneError as error:
+            raise NotMineError("refused by the database") from error
+        answer = b'{"runs":[' + b",".join(records) + b"]" if records else b"{"
+        if len(ids) > limit:
+            token = base64.b64encode(json.dumps({"offset": offset + limit}).encode()).decode()
+            answer += b',"next_page_token":' + encode(token)
+        return answer + b"}"
+
+
+def _text(given: dict[str, Any], name: str) -> str:
+    return text_of(given.get(name, ""), FILTER_LENGTH)
+
+
+def _offset(token: str) -> int:
+    if not token:
+        return 0
+    try:
+        match = _TOKEN(base64.b64decode(token, validate=True))
+    except ValueError:
+        match = None
+    if not match or int(match[1]) > OFFSET_LIMIT:
+        raise NotMineError("page token")
+    return int(match[1])

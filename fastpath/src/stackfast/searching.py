@@ -1,0 +1,154 @@
+"""The plain part of MLflow's language for filters and orders, and its SQL.
+
+mlflow/utils/search_utils.py of 3.17.2 parses with sqlparse and takes far more; what is not
+certainly the same in both is MLflow's. The rows and their order are those of its
+`_search_runs`: inner joins for filters, NULL and NaN last in orders, then start time and id.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from sqlparse import keywords
+
+from stackfast.outcomes import NotMineError
+
+CLAUSES = 8
+STRING_ATTRIBUTES = {
+    "status": "status",
+    "user_id": "user_id",
+    "artifact_uri": "artifact_uri",
+    "run_id": "run_uuid",
+}
+NUMBER_ATTRIBUTES = {"start_time": "start_time", "end_time": "end_time"}
+ORDER_ATTRIBUTES = {"start_time", "end_time", "status", "user_id", "artifact_uri", "run_name"}
+NUMBER_COMPARES = frozenset({"=", "!=", "<=", ">=", "<", ">"})
+TEXT_COMPARES = frozenset({"=", "!=", "LIKE", "ILIKE"})
+TABLES = {"metric": "latest_metrics", "param": "params", "tag": "tags"}
+_KINDS = {
+    **dict.fromkeys(("metric", "metrics"), "metric"),
+    **dict.fromkeys(("param", "params", "parameter", "parameters"), "param"),
+    **dict.fromkeys(("tag", "tags"), "tag"),
+    **dict.fromkeys(("attribute", "attributes", "attr"), "attribute"),
+}
+_WORDS = frozenset().union(
+    *(getattr(keywords, name) for name in dir(keywords) if name.startswith("KEYWORDS"))
+)
+"""What sqlparse does not take for a name where no dot is beside it; in capitals."""
+_NAME = (
+    r"(?:(?P<kind>[a-z]+)\.)?"
+    r"(?:(?P<plain>[A-Za-z_][A-Za-z0-9_]*)|(?P<quote>[`\"])(?P<quoted>[\w\-./: ]+)(?P=quote))"
+)
+_FILTER = re.compile(
+    _NAME + r" (?P<compare>=|!=|<=|>=|<|>|LIKE|ILIKE|IN) "
+    r"(?:'(?P<text>[^'\"`\\\r\n;]*)'"
+    r"|(?P<number>-?[0-9]{1,15}(?:\.[0-9]{1,15})?)"
+    r"|\((?P<list>'[0-9a-f]{32}'(?:, ?'[0-9a-f]{32}')*)\))"
+)
+_ORDER = re.compile(_NAME + r"(?: (?P<way>ASC|DESC|asc|desc))?")
+
+
+@dataclass
+class Arguments:
+    """The arguments of a statement, numbered as they come."""
+
+    values: list[object] = field(default_factory=list)
+
+    def add(self, value: object, kind: str) -> str:
+        """Return the place of a value: "$3::text"."""
+        self.values.append(value)
+        return f"${len(self.values)}::{kind}"
+
+
+def _name(match: re.Match[str]) -> tuple[str, str]:
+    kind = _KINDS.get(match["kind"] or "attribute")
+    key = match["plain"] or match["quoted"]
+    if kind is None:
+        raise NotMineError("filter")
+    if match["kind"] is None and (match["quoted"] or key.upper() in _WORDS):
+        raise NotMineError("filter")
+    if match["quoted"] and key != key.strip():
+        raise NotMineError("filter")
+    return kind, key
+
+
+def conditions(filter_string: str, arguments: Arguments) -> list[str]:
+    """Return SQL conditions on `runs AS run` for a filter."""
+    if not filter_string:
+        return []
+    clauses = filter_string.split(" AND ")
+    if len(clauses) > CLAUSES:
+        raise NotMineError("filter")
+    return [_condition(clause, arguments) for clause in clauses]
+
+
+def _condition(clause: str, arguments: Arguments) -> str:
+    match = _FILTER.fullmatch(clause)
+    if not match:
+        raise NotMineError("filter")
+    kind, key = _name(match)
+    compare, text, number = match["compare"], match["text"], match["number"]
+    if kind == "attribute":
+        if (
+            key in NUMBER_ATTRIBUTES
+            and number is not None
+            and "." not in number
+            and compare in NUMBER_COMPARES
+        ):
+            return f"run.{key} {compare} {arguments.add(int(number), 'bigint')}"
+        if key == "run_id" and match["list"] and compare == "IN":
+            wanted = re.findall(r"[0-9a-f]{32}", match["list"])
+            return f"run.run_uuid = ANY({arguments.add(wanted, 'text[]')})"
+        if key in STRING_ATTRIBUTES and text is not None and compare in TEXT_COMPARES:
+            return f"run.{STRING_ATTRIBUTES[key]} {compare} {arguments.add(text, 'text')}"
+        if key != "run_name":
+            raise NotMineError("filter")
+        kind, key = "tag", "mlflow.runName"  # as MLflow does: the column is empty in old records
+    if kind == "metric":
+        if number is None or compare not in NUMBER_COMPARES:
+            raise NotMineError("filter")
+        value = f"value {compare} {arguments.add(float(number), 'float8')}"
+        value = f"({value} OR is_nan)" if compare == "!=" else f"({value} AND NOT is_nan)"
+    else:
+        if text is None or compare not in TEXT_COMPARES:
+            raise NotMineError("filter")
+        value = f"value {compare} {arguments.add(text, 'text')}"
+    return (
+        f"EXISTS (SELECT FROM {TABLES[kind]} AS t WHERE t.run_uuid = run.run_uuid"
+        f" AND t.key = {arguments.add(key, 'text')} AND {value})"
+    )
+
+
+def order(order_by: list[str], arguments: Arguments) -> tuple[str, str]:
+    """Return (joins, ORDER BY) of `runs AS run` for a list of orders."""
+    joins: list[str] = []
+    terms: list[str] = []
+    seen: set[tuple[str, str]] = set()
+    if len(order_by) > CLAUSES:
+        raise NotMineError("order")
+    for number, clause in enumerate(order_by, 1):
+        match = _ORDER.fullmatch(clause)
+        if not match:
+            raise NotMineError("order")
+        kind, key = _name(match)
+        if (kind, key) in seen:
+            raise NotMineError("order")
+        seen.add((kind, key))
+        way = " DESC" if (match["way"] or "").lower() == "desc" else ""
+        if kind == "attribute":
+            if key not in ORDER_ATTRIBUTES:
+                raise NotMineError("order")
+            value, nan = f"run.{'name' if key == 'run_name' else key}", ""
+        else:
+            alias = f"o{number}"
+            joins.append(
+                f"LEFT JOIN {TABLES[kind]} AS {alias} ON {alias}.run_uuid = run.run_uuid"
+                f" AND {alias}.key = {arguments.add(key, 'text')}"
+            )
+            value, nan = f"{alias}.value", f"WHEN {alias}.is_nan THEN 1 " if kind == "metric" else ""
+        terms.append(f"CASE {nan}WHEN ({value} IS NULL) THEN {2 if kind == 'metric' else 1} ELSE 0 END")
+        terms.append(value + way)
+    if ("attribute", "start_time") not in seen:
+        terms.append("run.start_time DESC")
+    return " ".join(joins), ", ".join([*terms, "run.run_uuid"])

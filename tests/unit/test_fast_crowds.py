@@ -1,0 +1,380 @@
+"""The fast path on a real PostgreSQL: many clients at once, lost connections, locks; its own protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pgserver
+import pytest
+import sqlalchemy
+
+from stackfast import database, protocol
+from stackfast.counters import Counters
+from stackfast.database import READING, WRITING, Database
+from stackfast.gate import Gate
+from stackfast.protocol import Connections
+from stackfast.requests import Request
+from stackfast.routes import NOT_MINE, Router, routes
+from stackserver.audit import AuditLog, AuditRecorder
+
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+OLD = {"timestamp": 1, "step": 0}
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    from mlflow.store.db.utils import _initialize_tables
+
+    server = pgserver.get_server(tempfile.mkdtemp(prefix="pg"))
+    uri = server.get_uri()
+    engine = sqlalchemy.create_engine(uri.replace("postgresql://", "postgresql+psycopg2://"))
+    _initialize_tables(engine)
+    engine.dispose()
+    yield uri
+    server.cleanup()
+
+
+class Service:
+    """The service without its listener, and a look into its database."""
+
+    def __init__(
+        self, writer: Database, counters: Counters, answer: Callable, look: asyncpg.Connection
+    ) -> None:
+        self.writer, self.counters, self.answer, self.look = writer, counters, answer, look
+        self.experiment_id = "0"
+
+    async def post(self, route: str, **fields: Any) -> tuple[int, Any]:
+        body = json.dumps(fields).encode()
+        request = Request(
+            b"POST", b"/api/2.0/mlflow/" + route.encode(), b"", {b"content-type": b"application/json"}, body
+        )
+        head, _, rest = (await self.answer(request)).partition(b"\r\n\r\n")
+        return int(head.split()[1]), json.loads(rest) if rest else None
+
+    async def run(self, **fields: Any) -> str:
+        fields = {"experiment_id": self.experiment_id, "user_id": "u", "start_time": 1} | fields
+        status, answer = await self.post("runs/create", **fields)
+        assert status == 200
+        return answer["run"]["info"]["run_id"]
+
+    async def rows(self, statement: str, *arguments: Any) -> list[tuple]:
+        return [tuple(row) for row in await self.look.fetch(statement, *arguments)]
+
+
+@asynccontextmanager
+async def service(address: str, folder: Path, connections: int = 4):
+    async def connect(server_settings: dict[str, str]) -> asyncpg.Connection:
+        return await asyncpg.connect(address, server_settings=server_settings, timeout=5)
+
+    gate = Gate()
+    writer = Database(lambda: connect(WRITING), connections, gate.check)
+    reader = Database(lambda: connect(READING), 1, gate.check)
+    counters = Counters()
+    router = Router(routes(writer, reader, writes=True), counters, AuditRecorder(AuditLog(folder)))
+    look = await asyncpg.connect(address)
+    found = Service(writer, counters, router.answer, look)
+    try:
+        _, answer = await found.post("experiments/create", name=f"e{time.time_ns()}")
+        found.experiment_id = answer["experiment_id"]
+        yield found
+        assert b"mlflow_fastpath_unexpected_total 0.0" in counters.text()
+    finally:
+        await writer.close()
+        await reader.close()
+        await look.close()
+
+
+def work(address: str, folder: Path, do: Callable[[Service], Awaitable[None]], **options: Any) -> None:
+    async def all_of_it() -> None:
+        async with service(address, folder, **options) as found:
+            await do(found)
+
+    asyncio.run(asyncio.wait_for(all_of_it(), 120))
+
+
+def test_a_hundred_clients_write_the_same_things(address: str, tmp_path: Path) -> None:
+    """Exactly MLflow's outcome: each point once, the newest is the latest, one value of a param, one of a tag."""
+
+    async def do(found: Service) -> None:
+        run_id = await found.run()
+
+        async def client(number: int) -> list[int]:
+            both = {"run_id": run_id, "run_uuid": run_id}
+            answers = [
+                await found.post(
+                    "runs/log-metric", **both, key="m", value=number % 7, timestamp=5, step=number % 5
+                ),
+                await found.post("runs/log-parameter", **both, key="p", value=str(number % 3)),
+                await found.post("runs/set-tag", **both, key="t", value=str(number)),
+                await found.post("runs/update", **both, status="FINISHED", end_time=number + 1),
+                await found.post(
+                    "runs/log-batch",
+                    run_id=run_id,
+                    metrics=[{"key": key, "value": 1, **OLD} for key in ("b", "a", "m")],
+                    params=[{"key": f"q{number % 10}", "value": "same"}],
+                    tags=[{"key": key, "value": str(number)} for key in ("u", "t")],
+                ),
+            ]
+            return [status for status, _ in answers]
+
+        statuses = await asyncio.gather(*(client(number) for number in range(100)))
+        for column in (0, 2, 3):
+            assert {row[column] for row in statuses} == {200}
+        # A param that another client is just writing, with the same value: MLflow looks.
+        assert {row[4] for row in statuses} <= {200, 418}
+        # Who wrote another value than the first goes to MLflow, which refuses it.
+        (value,) = (
+            row[0]
+            for row in await found.rows("SELECT value FROM params WHERE run_uuid = $1 AND key = 'p'", run_id)
+        )
+        assert [row[1] for row in statuses] == [200 if str(n % 3) == value else 418 for n in range(100)]
+        points = await found.rows("SELECT step, value FROM metrics WHERE run_uuid = $1 AND key = 'm'", run_id)
+        assert sorted(points) == sorted([*{(n % 5, float(n % 7)) for n in range(100)}, (0, 1.0)])
+        latest = await found.rows(
+            "SELECT key, step, value FROM latest_metrics WHERE run_uuid = $1 ORDER BY key", run_id
+        )
+        assert latest == [("a", 0, 1.0), ("b", 0, 1.0), ("m", 4, 6.0)]
+        assert len(await found.rows("SELECT FROM params WHERE run_uuid = $1", run_id)) == 11
+        assert len(await found.rows("SELECT FROM tags WHERE run_uuid = $1", run_id)) == 3
+
+    work(address, tmp_path, do)
+
+
+def test_what_is_not_plain_changes_nothing_at_all(address: str, tmp_path: Path) -> None:
+    async def do(found: Service) -> None:
+        run_id, gone = await found.run(), await found.run()
+        await found.look.execute("UPDATE runs SET lifecycle_stage = 'deleted' WHERE run_uuid = $1", gone)
+        await found.post("runs/log-parameter", run_id=run_id, key="p", value="1")
+        before = await counts(found)
+        metrics = [{"key": "m", "value": 1, **OLD}]
+        tags = [{"key": "t", "value": "1"}]
+        new = {"key": "new", "value": "1"}
+        for fields in (
+            {"run_id": run_id, "metrics": metrics, "tags": tags, "params": [new, {"key": "p", "value": "2"}]},
+            {"run_id": gone, "metrics": metrics, "tags": tags, "params": [new]},
+            {"run_id": "f" * 32, "metrics": metrics, "tags": tags, "params": [new]},
+        ):
+            assert (await found.post("runs/log-batch", **fields))[0] == 418
+        for run in (gone, "f" * 32):
+            assert (await found.post("runs/update", run_id=run, status="FINISHED"))[0] == 418
+            assert (await found.post("runs/set-tag", run_id=run, key="k", value="v"))[0] == 418
+        assert (await found.post("experiments/create", name="Default"))[0] in (200, 418)
+        assert await counts(found) == before
+        assert (await found.rows("SELECT status FROM runs WHERE run_uuid = $1", gone)) == [("RUNNING",)]
+
+    work(address, tmp_path, do)
+
+
+async def counts(found: Service) -> list[tuple]:
+    tables = ("metrics", "latest_metrics", "params", "tags", "runs")
+    return [(await found.rows(f"SELECT count(*) FROM {table}"))[0] for table in tables]
+
+
+def test_clients_that_lose_their_connections_hear_503_and_creations_are_made_once(
+    address: str, tmp_path: Path
+) -> None:
+    async def do(found: Service) -> None:
+        stop = asyncio.Event()
+
+        async def killer() -> None:
+            while not stop.is_set():
+                await found.look.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE application_name = 'stackfast' AND pid <> pg_backend_pid()"
+                )
+                await asyncio.sleep(0.05)
+
+        run_id = await found.run(run_name="for metrics")
+
+        async def client(number: int) -> list[tuple[str, int, Any]]:
+            said = []
+            for turn in range(10):
+                name = f"killed-{number}-{turn}"
+                status, _ = await found.post(
+                    "runs/create",
+                    experiment_id=found.experiment_id,
+                    user_id="u",
+                    start_time=1,
+                    run_name=name,
+                )
+                said.append(("run", status, name))
+                step = number * 1000 + turn
+                status, _ = await found.post(
+                    "runs/log-metric", run_id=run_id, key="k", value=1, timestamp=1, step=step
+                )
+                said.append(("metric", status, step))
+            return said
+
+        killing = asyncio.create_task(killer())
+        said = [
+            each
+            for client_said in await asyncio.gather(*(client(n) for n in range(20)))
+            for each in client_said
+        ]
+        stop.set()
+        await killing
+        assert {status for _, status, _ in said} <= {200, 418, 503}
+        names = [row[0] for row in await found.rows("SELECT name FROM runs WHERE name LIKE 'killed-%'")]
+        assert len(names) == len(set(names))
+        # Of creations nothing is left unknown, unless the database stays away.
+        assert sorted(names) == sorted(what for kind, status, what in said if kind == "run" and status == 200)
+        assert not [what for kind, status, what in said if kind == "run" and status == 503]
+        steps = [row[0] for row in await found.rows("SELECT step FROM metrics WHERE run_uuid = $1", run_id)]
+        acknowledged = {what for kind, status, what in said if kind == "metric" and status == 200}
+        refused = {what for kind, status, what in said if kind == "metric" and status == 418}
+        assert acknowledged <= set(steps)
+        assert refused.isdisjoint(steps)
+
+    work(address, tmp_path, do)
+
+
+def test_who_waits_for_a_lock_goes_to_mlflow_and_the_others_do_not(address: str, tmp_path: Path) -> None:
+    async def do(found: Service) -> None:
+        one, two = await found.run(), await found.run()
+        for run_id in (one, two):
+            await found.post("runs/log-metric", run_id=run_id, key="m", value=1, timestamp=1, step=1)
+        async with found.look.transaction():
+            await found.look.execute("SELECT FROM latest_metrics WHERE run_uuid = $1 FOR UPDATE", one)
+            answers = await asyncio.gather(
+                *(
+                    found.post("runs/log-metric", run_id=run_id, key="m", value=2, timestamp=2, step=step)
+                    for step in range(2, 5)
+                    for run_id in (one, two)
+                )
+            )
+        assert [status for status, _ in answers[1::2]] == [200] * 3 or 200 in {
+            status for status, _ in answers[1::2]
+        }
+        assert {status for status, _ in answers[0::2]} == {418}
+
+    work(address, tmp_path, do)
+
+
+def test_an_away_database_is_not_mine_and_one_that_is_back_is_used(address: str, tmp_path: Path) -> None:
+    async def do(found: Service) -> None:
+        real = found.writer._connect
+        while found.writer._free:
+            found.writer._free.pop().terminate()
+            found.writer._room += 1
+
+        async def refuse() -> asyncpg.Connection:
+            raise ConnectionRefusedError
+
+        found.writer._connect = refuse
+        fields = {"experiment_id": found.experiment_id, "user_id": "u", "start_time": 1}
+        assert (await found.post("runs/create", **fields))[0] == 418
+        found.writer._connect = real
+        assert (await found.post("runs/create", **fields))[0] == 418  # no other try for a second
+        await asyncio.sleep(database.AWAY_SECONDS)
+        assert (await found.post("runs/create", **fields))[0] == 200
+
+    work(address, tmp_path, do)
+
+
+def test_a_search_page_is_in_mlflows_order_and_its_pages_hold_each_run_once(
+    address: str, tmp_path: Path
+) -> None:
+    async def do(found: Service) -> None:
+        made = [await found.run(start_time=1 + number // 3) for number in range(10)]
+        seen: list[str] = []
+        token = ""
+        while True:
+            fields = {"experiment_ids": [found.experiment_id], "max_results": 4}
+            status, page = await found.post(
+                "runs/search", **fields, **({"page_token": token} if token else {})
+            )
+            assert status == 200
+            seen += [run["info"]["run_id"] for run in page["runs"]]
+            token = page.get("next_page_token", "")
+            if not token:
+                break
+        starts = {run_id: 1 + number // 3 for number, run_id in enumerate(made)}
+        assert seen == sorted(made, key=lambda run_id: (-starts[run_id], run_id))
+        empty = await found.post("runs/search", experiment_ids=["999999"])
+        assert empty == (200, {})
+
+    work(address, tmp_path, do)
+
+
+def test_the_protocol_answers_whole_requests_one_after_the_other_and_drains(tmp_path: Path) -> None:
+    async def all_of_it() -> None:
+        slow = asyncio.Event()
+
+        async def answer(request: Request) -> bytes:
+            if request.path == b"/slow":
+                await slow.wait()
+            text = request.method + b" " + request.path + b" " + request.query + b" " + request.body
+            return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(text), text)
+
+        shared = Connections(answer, NOT_MINE % b"large")
+        server = await asyncio.get_running_loop().create_unix_server(shared, str(tmp_path / "s"))
+        reader, writer = await asyncio.open_unix_connection(str(tmp_path / "s"))
+
+        async def read() -> tuple[bytes, bytes]:
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+            length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+            return head, await reader.readexactly(length)
+
+        whole = b"POST /a?b=c HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody"
+        for byte in whole:  # byte by byte
+            writer.write(bytes([byte]))
+            await writer.drain()
+        assert (await read())[1] == b"POST /a b=c body"
+        writer.write(whole + b"GET /d HTTP/1.1\r\nHost: x\r\n\r\n")  # two at once
+        assert (await read())[1] == b"POST /a b=c body"
+        assert (await read())[1] == b"GET /d  "
+        size = protocol.BODY_LIMIT + 1
+        writer.write(b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size)
+        head, _ = await read()
+        assert b"418" in head
+        assert b"X-Reason: large" in head
+        writer.write(whole)
+        assert (await read())[1] == b"POST /a b=c body"
+        assert shared.held == 0
+        # Going away: what was sent is still answered, then the connection ends.
+        writer.write(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+        await asyncio.sleep(0.05)
+        server.close()
+        draining = asyncio.create_task(shared.drain(5))
+        await asyncio.sleep(0.1)
+        slow.set()
+        assert (await read())[1] == b"GET /slow  "
+        assert await reader.read() == b""
+        await draining
+        assert not shared.open
+        writer.close()
+
+    asyncio.run(asyncio.wait_for(all_of_it(), 30))
+
+
+def test_rubbish_ends_the_connection_and_nothing_else(tmp_path: Path) -> None:
+    async def all_of_it() -> None:
+        async def answer(_: Request) -> bytes:
+            return b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+
+        shared = Connections(answer, NOT_MINE % b"large")
+        server = await asyncio.get_running_loop().create_unix_server(shared, str(tmp_path / "s"))
+        for rubbish in (
+            b"\x00\x01\r\n\r\n",
+            b"GET / HTTP/9\r\n\r\n",
+            b"POST / HTTP/1.1\r\nContent-Length: x\r\n\r\n",
+        ):
+            reader, writer = await asyncio.open_unix_connection(str(tmp_path / "s"))
+            writer.write(rubbish)
+            assert await asyncio.wait_for(reader.read(), 5) == b""
+            writer.close()
+        reader, writer = await asyncio.open_unix_connection(str(tmp_path / "s"))
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 200")
+        writer.close()
+        server.close()
+
+    asyncio.run(asyncio.wait_for(all_of_it(), 30))
