@@ -25,8 +25,8 @@ SELECT
         WHERE source_type = 'RUN_OUTPUT' AND source_id = ANY($1::text[]) LIMIT {ENTRIES}) AS t)
 """
 
-# A whole number has a ".0", as Python writes it. What MLflow leaves out when it is null or "" is left out here. A run whose record is odd (no name, no
-# user, no start) comes back as null.
+# A whole number has a ".0", as Python writes it. What MLflow leaves out when it is null or "" is left
+# out here. A run whose record is odd (no name, no user, no start) comes back as null.
 _WHOLE = """
 SELECT run.run_uuid, CASE WHEN run.name <> '' AND run.user_id IS NOT NULL AND run.start_time IS NOT NULL
     AND run.status IS NOT NULL AND run.artifact_uri <> '' THEN
