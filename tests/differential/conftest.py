@@ -45,10 +45,13 @@ def make_database(servers: ExitStack) -> Callable[[str], str]:
     return servers.enter_context(postgres())
 
 
-@pytest.fixture(scope="session")
-def metrics(ours: tuple[Side, Metrics]) -> Metrics:
-    """Return a function that reads the fast path's metrics."""
-    return ours[1]
+@pytest.fixture
+def metrics_of(ours: tuple[Side, Metrics]) -> dict[str, float]:
+    """The fast path's counters by name, each summed over its labels."""
+    found: dict[str, float] = {}
+    for name, value in re.findall(r"^(\w+)(?:\{.*\})? (\S+)$", ours[1](), re.MULTILINE):
+        found[name] = found.get(name, 0) + float(value)
+    return found
 
 
 @pytest.fixture(scope="session")
@@ -107,9 +110,3 @@ def pair(
     found.prepare()
     return found
 
-
-def counter(metrics: str, name: str) -> float:
-    """Return the sum of a counter in Prometheus' text form. Raise AssertionError if it is not there."""
-    values = re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", metrics, re.MULTILINE)
-    assert values, f"{name} is not in\n{metrics}"
-    return sum(float(value) for value in values)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import os
 import signal
 import subprocess
@@ -23,7 +22,7 @@ import pgserver
 import psycopg2
 import sqlalchemy
 
-from kit.differential import HOT, NOT_MINE, Answer, Request, UnixConnection, Wire
+from kit.differential import HOT, NOT_MINE, Answer, PlainConnection, Request, UnixConnection, Wire
 from kit.stack import ROOT, Stack, free_port, poll
 
 START_SECONDS = 120
@@ -129,7 +128,7 @@ def postgres() -> Iterator[Callable[[str], str]]:
 
 
 def _of_database(uri: str, name: str) -> str:
-    return uri.replace("/postgres?", f"/{name}?", 1)
+    return uri.replace("postgres:@", "postgres@", 1).replace("/postgres?", f"/{name}?", 1)
 
 
 @contextmanager
@@ -201,8 +200,9 @@ def fastpath(database_uri: str, folder: Path) -> Iterator[Fastpath]:
     """Start the fast path of this checkout (or of FASTPATH_SOURCE, by FASTPATH_PYTHON) on a database."""
     folder.mkdir()
     port = free_port()
+    source = Path(os.environ.get("FASTPATH_SOURCE", ROOT / "fastpath" / "src"))
     environment = {
-        "PYTHONPATH": os.environ.get("FASTPATH_SOURCE", str(ROOT / "fastpath" / "src")),
+        "PYTHONPATH": f"{source}:{source.parents[1] / 'mlflow' / 'src'}",
         "DATABASE_URI": database_uri.replace("://", "+psycopg2://", 1),
         "FASTPATH_SOCKET": str(folder / "fast.sock"),
         "FASTPATH_PORT": str(port),
@@ -245,7 +245,7 @@ class Door:
 def tcp_wire(url: str, always: dict[str, str] | None = None) -> Wire:
     """Return a connection to a server of 127.0.0.1."""
     port = urlsplit(url).port
-    return Wire(lambda: http.client.HTTPConnection("127.0.0.1", port, timeout=60), always)
+    return Wire(lambda: PlainConnection("127.0.0.1", port, timeout=60), always)
 
 
 @contextmanager
