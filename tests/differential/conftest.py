@@ -109,4 +109,3 @@ def pair(
     found = Pair(stock, ours[0], tells=against != "stock", is_stack=against == "stack")
     found.prepare()
     return found
-

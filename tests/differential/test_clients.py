@@ -130,7 +130,14 @@ def with_a_dataset_and_a_model(client: MlflowClient, side: Side, see: See) -> No
     side.learn("model", model.model_id)
     client.log_outputs(run_id, [mlflow.entities.LoggedModelOutput(model.model_id, 3)])
     client.log_metric(
-        run_id, "accuracy", 0.75, timestamp=START, step=3, model_id=model.model_id, dataset_name="d", dataset_digest="0123"
+        run_id,
+        "accuracy",
+        0.75,
+        timestamp=START,
+        step=3,
+        model_id=model.model_id,
+        dataset_name="d",
+        dataset_digest="0123",
     )
     run = client.get_run(run_id)
     see(shown(run))
@@ -166,13 +173,15 @@ FLOWS = [autolog_like, by_hand, nested_with_search, with_a_dataset_and_a_model, 
 
 def play(pair: Pair, flow: Callable[[MlflowClient, Side, See], None]) -> None:
     """Play a flow against both and compare what was seen, and the tables."""
-    told: dict[str, str] = {}
-    for side in pair.sides:
+
+    def told(side: Side) -> str:
         side.begin()
         seen: list[Any] = []
-        flow(MlflowClient(tracking_uri=side.url), side, lambda what: seen.append(json.loads(json.dumps(what))))
-        told[side.name] = json.dumps(side.names.hide(seen), indent=1, sort_keys=True)
-    check_equal(flow.__name__, told["stock"], told["ours"])
+        client = MlflowClient(tracking_uri=side.url)
+        flow(client, side, lambda what: seen.append(json.loads(json.dumps(what))))
+        return json.dumps(side.names.hide(seen), indent=1, sort_keys=True)
+
+    check_equal(flow.__name__, told(pair.stock), told(pair.ours))
     pair.compare_tables()
 
 

@@ -11,7 +11,7 @@ MS = 1700000000123
 
 def create(how: Any = fast, without: str = "", **given: Any) -> Step:
     """Return a runs/create of the case's experiment; `given` replaces fields, `without` leaves one out."""
-    body = {"experiment_id": EXPERIMENT, "start_time": MS, "run_name": "made", **given}
+    body = {"experiment_id": EXPERIMENT, "user_id": "ada", "start_time": MS, "run_name": "made", **given}
     body.pop(without, None)
     return how("runs/create", body)
 
@@ -29,7 +29,9 @@ def tags(*pairs: tuple[Any, Any]) -> list[dict[str, Any]]:
 PLAIN = {
     "as the Python client does": create(
         user_id="unknown",
-        tags=tags(("mlflow.user", "ada"), ("mlflow.source.name", "train.py"), ("mlflow.source.type", "LOCAL")),
+        tags=tags(
+            ("mlflow.user", "ada"), ("mlflow.source.name", "train.py"), ("mlflow.source.type", "LOCAL")
+        ),
     ),
     "no tags": create(tags=[]),
     "tags absent": create(),
@@ -45,7 +47,7 @@ PLAIN = {
     "twice the same": [create(), create()],
     "ajax twin": fast(
         "runs/create",
-        {"experiment_id": EXPERIMENT, "start_time": MS, "run_name": "ajax"},
+        {"experiment_id": EXPERIMENT, "user_id": "ada", "start_time": MS, "run_name": "ajax"},
         prefix="/ajax-api/2.0/mlflow/",
     ),
 }
@@ -114,6 +116,7 @@ FIELDS = {
     "start time int64 min": create(either, start_time=-9223372036854775808),
     "start time a list": create(slow, start_time=[1]),
     "start time an object": create(slow, start_time={}),
+    "user absent": create(either, without="user_id"),
     "user null": create(either, user_id=None),
     "user a number": create(slow, user_id=7),
     "user of 256": create(user_id="u" * 256),
@@ -152,9 +155,7 @@ FIELDS = {
 }
 
 SPELLINGS = {
-    "camel case": either(
-        "runs/create", {"experimentId": EXPERIMENT, "startTime": MS, "runName": "camel"}
-    ),
+    "camel case": either("runs/create", {"experimentId": EXPERIMENT, "startTime": MS, "runName": "camel"}),
     "both spellings, same": slow(
         "runs/create", {"experiment_id": EXPERIMENT, "experimentId": EXPERIMENT, "start_time": 1}
     ),
@@ -162,10 +163,16 @@ SPELLINGS = {
     "camel case of the user": create(either, userId="ada"),
     "upper case": slow("runs/create", {"EXPERIMENT_ID": EXPERIMENT}),
     "extra run_uuid": create(either, run_uuid="x"),
-    "key twice, same": raw('{"experiment_id": "<experiment 1>", "experiment_id": "<experiment 1>", "run_name": "a"}', either),
-    "key twice, first wrong": raw('{"experiment_id": "1", "experiment_id": "<experiment 1>", "run_name": "a"}', either),
+    "key twice, same": raw(
+        '{"experiment_id": "<experiment 1>", "experiment_id": "<experiment 1>", "run_name": "a"}', either
+    ),
+    "key twice, first wrong": raw(
+        '{"experiment_id": "1", "experiment_id": "<experiment 1>", "run_name": "a"}', either
+    ),
     "key twice, last wrong": raw('{"experiment_id": "<experiment 1>", "experiment_id": "1999999999"}'),
-    "key twice, last null": raw('{"experiment_id": "<experiment 1>", "run_name": "a", "run_name": null}', either),
+    "key twice, last null": raw(
+        '{"experiment_id": "<experiment 1>", "run_name": "a", "run_name": null}', either
+    ),
     "escaped key": raw('{"experiment\\u005fid": "<experiment 1>", "run_name": "a", "start_time": 1}', either),
     "NUL in the name": raw('{"experiment_id": "<experiment 1>", "run_name": "a\\u0000b"}'),
     "NUL in a tag": raw('{"experiment_id": "<experiment 1>", "tags": [{"key": "a", "value": "\\u0000"}]}'),
@@ -173,8 +180,14 @@ SPELLINGS = {
     "lone low surrogate in a tag": raw(
         '{"experiment_id": "<experiment 1>", "run_name": "a", "tags": [{"key": "a", "value": "\\udc00"}]}'
     ),
-    "surrogate pair": raw('{"experiment_id": "<experiment 1>", "run_name": "a\\ud83c\\udf89", "start_time": 1}', fast),
-    "control characters": raw('{"experiment_id": "<experiment 1>", "run_name": "\\u0001\\u001f\\u007f\\u2028", "start_time": 1}', fast),
+    "surrogate pair": raw(
+        '{"experiment_id": "<experiment 1>", "run_name": "a\\ud83c\\udf89", "start_time": 1, "user_id": ""}',
+        fast,
+    ),
+    "control characters": raw(
+        '{"experiment_id": "<experiment 1>", "run_name": "\\u0001\\u001f\\u2028", "start_time": 1, "user_id": ""}',
+        fast,
+    ),
 }
 
 STATES = {
@@ -189,7 +202,7 @@ STATES = {
         create(),
     ],
     "experiment with a location of its own": [
-        fast("experiments/create", {"name": "located", "artifact_location": "mlflow-artifacts:/elsewhere"}),
+        slow("experiments/create", {"name": "located", "artifact_location": "mlflow-artifacts:/elsewhere"}),
         create(experiment_id="<experiment 2>"),
     ],
     "experiment with a location that ends with a slash": [

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import pytest
 
-from kit.differential import EXPERIMENT, Pair, Step, cases, either, fast, slow
+from kit.differential import EXPERIMENT, HOT_READS, Pair, Step, cases, either, fast, slow
 
 numbers = itertools.count(1)
 
@@ -40,7 +40,7 @@ CREATE = {
     "name alone": [create(), get()],
     "as the Python client does": [create(either, artifact_location=None, tags=[]), get()],
     "no tags": [create(tags=[]), get()],
-    "tags": [create(tags=tags(("a", "1"), ("mlflow.note.content", "# A"))), get()],
+    "tags": [create(slow, tags=tags(("a", "1"), ("mlflow.note.content", "# A"))), get()],
     "tag without value": [create(either, tags=[{"key": "a"}]), get()],
     "tag with empty value": [create(either, tags=tags(("a", ""))), get()],
     "tag twice": create(slow, tags=tags(("a", "1"), ("a", "2"))),
@@ -65,16 +65,22 @@ CREATE = {
     "location of its own": [create(either, artifact_location="mlflow-artifacts:/own"), get()],
     "location with a slash at its end": [create(either, artifact_location="mlflow-artifacts:/own/"), get()],
     "location with a server": slow(
-        "experiments/create", {"name": "a server", "artifact_location": "mlflow-artifacts://server/own"}, refused=ELSEWHERE
+        "experiments/create",
+        {"name": "a server", "artifact_location": "mlflow-artifacts://server/own"},
+        refused=ELSEWHERE,
     ),
     "location in a bucket": slow(
         "experiments/create", {"name": "a bucket", "artifact_location": "s3://bucket/own"}, refused=ELSEWHERE
     ),
     "location with ..": slow(
-        "experiments/create", {"name": "dots", "artifact_location": "mlflow-artifacts:/a/../b"}, refused=ELSEWHERE
+        "experiments/create",
+        {"name": "dots", "artifact_location": "mlflow-artifacts:/a/../b"},
+        refused=ELSEWHERE,
     ),
     "location with a fragment": slow(
-        "experiments/create", {"name": "fragment", "artifact_location": "mlflow-artifacts:/a#b"}, refused=ELSEWHERE
+        "experiments/create",
+        {"name": "fragment", "artifact_location": "mlflow-artifacts:/a#b"},
+        refused=ELSEWHERE,
     ),
     "location of 2048": create(slow, artifact_location="mlflow-artifacts:/" + "a" * 2048),
     "location a number": slow(
@@ -100,7 +106,10 @@ CREATE = {
     "name of 500": create(slow, name="n" * 500),
     "name of 501": create(slow, name="n" * 501),
     "name of 256 emoji": create(either, name="🎉" * 256),
-    "name with slashes": [create(name="/Users/ada@example.com/../a//b"), by_name("/Users/ada@example.com/../a//b")],
+    "name with slashes": [
+        create(name="/Users/ada@example.com/../a//b"),
+        by_name("/Users/ada@example.com/../a//b"),
+    ],
     "name with emoji": [create(name="Läufe 🎉"), by_name("Läufe 🎉")],
     "name with quotes": [create(name="a'b\"c`d\\e"), by_name("a'b\"c`d\\e")],
     "name with percent and plus": [create(name="100%+1 &=?#;"), by_name("100%+1 &=?#;")],
@@ -110,7 +119,9 @@ CREATE = {
     "name of the default experiment": create(slow, name="Default"),
     "unknown key": create(either, workspace="other"),
     "camel case": create(either, artifactLocation="mlflow-artifacts:/camel"),
-    "both spellings": create(slow, artifactLocation="mlflow-artifacts:/a", artifact_location="mlflow-artifacts:/b"),
+    "both spellings": create(
+        slow, artifactLocation="mlflow-artifacts:/a", artifact_location="mlflow-artifacts:/b"
+    ),
     "name given twice": either("experiments/create", b'{"name": "given first", "name": "given last"}'),
     "ajax twin": [
         fast("experiments/create", {"name": "ajax"}, prefix="/ajax-api/2.0/mlflow/"),
@@ -127,9 +138,15 @@ GET = {
     "absent": slow("experiments/get"),
     "only another parameter": slow("experiments/get", query="a=b"),
     "with another parameter": either("experiments/get", query="a=b&experiment_id=<experiment 1>"),
-    "twice the same": either("experiments/get", query="experiment_id=<experiment 1>&experiment_id=<experiment 1>"),
-    "twice, first wrong": slow("experiments/get", query="experiment_id=1999999999&experiment_id=<experiment 1>"),
-    "twice, last wrong": either("experiments/get", query="experiment_id=<experiment 1>&experiment_id=1999999999"),
+    "twice the same": either(
+        "experiments/get", query="experiment_id=<experiment 1>&experiment_id=<experiment 1>"
+    ),
+    "twice, first wrong": slow(
+        "experiments/get", query="experiment_id=1999999999&experiment_id=<experiment 1>"
+    ),
+    "twice, last wrong": either(
+        "experiments/get", query="experiment_id=<experiment 1>&experiment_id=1999999999"
+    ),
     "camel case": slow("experiments/get", query="experimentId=<experiment 1>"),
     "encoded": either("experiments/get", query="experiment_id=<experiment 1, encoded>"),
     "name of the parameter encoded": either("experiments/get", query="experiment%5Fid=<experiment 1>"),
@@ -156,7 +173,9 @@ GET = {
         slow("experiments/set-experiment-tag", {"experiment_id": EXPERIMENT, "key": "a", "value": ""}),
         get(1),
     ],
-    "of the past API": slow("experiments/get", query="experiment_id=<experiment 1>", prefix="/api/3.0/mlflow/"),
+    "of the past API": slow(
+        "experiments/get", query="experiment_id=<experiment 1>", prefix="/api/3.0/mlflow/"
+    ),
     "with a preview prefix": slow(
         "experiments/get", query="experiment_id=<experiment 1>", prefix="/api/2.0/preview/mlflow/"
     ),
@@ -170,11 +189,13 @@ BY_NAME = {
     "in another case": by_name("default", slow),
     "blank after": by_name("Default ", slow),
     "wildcard": by_name("Defaul%", slow),
-    "plus for a blank": [create(name="one two"), fast("experiments/get-by-name", query="experiment_name=one+two")],
+    "plus for a blank": [
+        create(name="one two"),
+        fast("experiments/get-by-name", query="experiment_name=one+two"),
+    ],
     "encoded": [create(name="three"), either("experiments/get-by-name", query="experiment_name=%74hree")],
     "broken encoding": slow("experiments/get-by-name", query="experiment_name=100%"),
     "broken UTF-8": slow("experiments/get-by-name", query="experiment_name=%ff%fe"),
-    "bytes that are not encoded": slow("experiments/get-by-name", query="experiment_name=\xc3\xbc"),
     "NUL": slow("experiments/get-by-name", query="experiment_name=a%00"),
     "twice": [
         create(name="four"),
@@ -187,7 +208,7 @@ BY_NAME = {
         slow("experiments/delete", {"experiment_id": "<experiment 2>"}),
         by_name("to be deleted"),
     ],
-    "with tags": [create(name="tagged", tags=tags(("b", "2"), ("a", "1"))), by_name("tagged")],
+    "with tags": [create(slow, name="tagged", tags=tags(("b", "2"), ("a", "1"))), by_name("tagged")],
     "restored": [
         create(name="restored"),
         slow("experiments/delete", {"experiment_id": "<experiment 2>"}),
@@ -214,7 +235,6 @@ def test_get_by_name(pair: Pair, steps: list[Step]) -> None:
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS"])
-@pytest.mark.parametrize("route", ["experiments/get", "experiments/get-by-name", "runs/get"])
-def test_other_methods_on_routes_that_are_read(pair: Pair, route: str, method: str) -> None:
+def test_other_methods_on_routes_that_read(pair: Pair, method: str) -> None:
     query = "experiment_id=<experiment 1>&experiment_name=Default&run_id=<run 1>"
-    pair.play([slow(route, method=method, query=query)])
+    pair.play([slow(route, method=method, query=query) for route in HOT_READS])

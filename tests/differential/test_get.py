@@ -9,7 +9,14 @@ from kit.differential import EXPERIMENT, Pair, Step, cases, either, fast, slow
 R = "<run 1>"
 DATASET = {
     "tags": [{"key": "mlflow.data.context", "value": "training"}],
-    "dataset": {"name": "d", "digest": "0123", "source_type": "local", "source": "{}", "schema": "{}", "profile": ""},
+    "dataset": {
+        "name": "d",
+        "digest": "0123",
+        "source_type": "local",
+        "source": "{}",
+        "schema": "{}",
+        "profile": "",
+    },
 }
 
 
@@ -33,9 +40,14 @@ PLAIN = {
                 "run_id": R,
                 "metrics": [
                     {"key": key, "value": value, "timestamp": 1700000000000, "step": step}
-                    for key, value, step in (("a", 1, 0), ("b", 0.1, -4), ("c/d", 1e300, 2**40), ("a", -2.5, 7))
+                    for key, value, step in (
+                        ("a", 1, 0),
+                        ("b", 0.1, -4),
+                        ("c/d", 1e300, 2**40),
+                        ("a", -2.5, 7),
+                    )
                 ],
-                "params": [{"key": "p", "value": ""}, {"key": "q r", "value": "ü\n\"\\/\u2028🎉\x01"}],
+                "params": [{"key": "p", "value": ""}, {"key": "q r", "value": 'ü\n"\\/\u2028🎉\x01'}],
                 "tags": [{"key": "t", "value": "</script>"}, {"key": "mlflow.user", "value": "ada"}],
             },
         ),
@@ -51,7 +63,9 @@ PLAIN = {
         GET,
     ],
     "user id": [
-        fast("runs/create", {"experiment_id": EXPERIMENT, "user_id": "ada", "start_time": 5, "run_name": "a"}),
+        fast(
+            "runs/create", {"experiment_id": EXPERIMENT, "user_id": "ada", "start_time": 5, "run_name": "a"}
+        ),
         get("run_id=<run 2>"),
     ],
 }
@@ -108,7 +122,7 @@ INPUTS = {
         either("runs/get", query="run_id=<run 1>"),
     ],
     "an input of a run beside one without": [
-        fast("runs/create", {"experiment_id": EXPERIMENT, "start_time": 5, "run_name": "a"}),
+        fast("runs/create", {"experiment_id": EXPERIMENT, "user_id": "", "start_time": 5, "run_name": "a"}),
         slow("runs/log-inputs", {"run_id": R, "datasets": [DATASET]}),
         fast("runs/get", query="run_id=<run 2>"),
         either("runs/search", {"experiment_ids": [EXPERIMENT]}),
@@ -138,7 +152,10 @@ INPUTS = {
         ),
         slow(
             "runs/log-batch",
-            {"run_id": R, "metrics": [{"key": "b", "value": 1, "timestamp": 5, "step": 0, "model_id": "<model 1>"}]},
+            {
+                "run_id": R,
+                "metrics": [{"key": "b", "value": 1, "timestamp": 5, "step": 0, "model_id": "<model 1>"}],
+            },
         ),
         either("runs/get", query="run_id=<run 1>"),
     ],

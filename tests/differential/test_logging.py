@@ -86,10 +86,15 @@ METRICS = {
     "same step, newer time, lower value": [metric(), metric(timestamp=MS + 1, value=0.1), GET],
     "same step and time, higher value": [metric(), metric(value=9.0), GET],
     "same step and time, lower value": [metric(), metric(value=0.1), GET],
-    "negative then positive step": [metric(step=-3), metric(step=-2, value=2.0), metric(step=0, value=3.0), GET],
+    "negative then positive step": [
+        metric(step=-3),
+        metric(step=-2, value=2.0),
+        metric(step=0, value=3.0),
+        GET,
+    ],
     "two keys": [metric(), metric(key="accuracy"), GET],
     "NaN": [value("NaN", either), GET],
-    'NaN in quotes': [value('"NaN"', either), GET],
+    "NaN in quotes": [value('"NaN"', either), GET],
     "NaN after a number": [value("-1"), value("NaN", either), GET],
     "NaN before a number": [value("NaN", either), value("-1"), value("1"), GET],
     "NaN twice": [value("NaN", either), value("NaN", either), GET],
@@ -218,11 +223,21 @@ PARAMS = {
     "key a number": param(key=1, how=slow),
     "run_uuid only": either("runs/log-parameter", {"run_uuid": R, "key": "p", "value": "v"}),
     "run_id only": fast("runs/log-parameter", {"run_id": R, "key": "p", "value": "v"}),
-    "run_id empty and run_uuid": either("runs/log-parameter", {"run_id": "", "run_uuid": R, "key": "p", "value": "v"}),
-    "run_id null and run_uuid": either("runs/log-parameter", {"run_id": None, "run_uuid": R, "key": "p", "value": "v"}),
-    "run_id and another run_uuid": either("runs/log-parameter", {"run_id": R, "run_uuid": "0" * 32, "key": "p", "value": "v"}),
-    "run_id and a null run_uuid": either("runs/log-parameter", {"run_id": R, "run_uuid": None, "key": "p", "value": "v"}),
-    "run_id and a number as run_uuid": slow("runs/log-parameter", {"run_id": R, "run_uuid": 5, "key": "p", "value": "v"}),
+    "run_id empty and run_uuid": either(
+        "runs/log-parameter", {"run_id": "", "run_uuid": R, "key": "p", "value": "v"}
+    ),
+    "run_id null and run_uuid": either(
+        "runs/log-parameter", {"run_id": None, "run_uuid": R, "key": "p", "value": "v"}
+    ),
+    "run_id and another run_uuid": either(
+        "runs/log-parameter", {"run_id": R, "run_uuid": "0" * 32, "key": "p", "value": "v"}
+    ),
+    "run_id and a null run_uuid": either(
+        "runs/log-parameter", {"run_id": R, "run_uuid": None, "key": "p", "value": "v"}
+    ),
+    "run_id and a number as run_uuid": slow(
+        "runs/log-parameter", {"run_id": R, "run_uuid": 5, "key": "p", "value": "v"}
+    ),
     "unknown key": param(how=either, more="x"),
     "twice the same": [param(), param(how=either), GET],
     "twice, another value": [param(), param(given="w", how=slow), GET],
@@ -236,15 +251,25 @@ PARAMS = {
     "value of 6001 emoji": [param(given="🎉" * 6001, how=either), GET],
     "value of 3001 emoji": [param(given="🎉" * 3001, how=either), GET],
     "value of 8001": [param(given="v" * 8001, how=either), GET],
-    "the same cut value twice": [param(given="v" * 6001, how=either), param(given="v" * 6002, how=either), GET],
+    "the same cut value twice": [
+        param(given="v" * 6001, how=either),
+        param(given="v" * 6002, how=either),
+        GET,
+    ],
     "value with NUL": slow("runs/log-parameter", b'{"run_id": "<run 1>", "key": "p", "value": "a\\u0000"}'),
-    "value with a lone surrogate": slow("runs/log-parameter", b'{"run_id": "<run 1>", "key": "p", "value": "\\ud800"}'),
-    "value with a half pair": slow("runs/log-parameter", b'{"run_id": "<run 1>", "key": "p", "value": "\\ud83c\\u0041"}'),
+    "value with a lone surrogate": slow(
+        "runs/log-parameter", b'{"run_id": "<run 1>", "key": "p", "value": "\\ud800"}'
+    ),
+    "value with a half pair": slow(
+        "runs/log-parameter", b'{"run_id": "<run 1>", "key": "p", "value": "\\ud83c\\u0041"}'
+    ),
     "value with line ends": [param(given="a\r\nb\u2028c"), GET],
     "value with control characters": [param(given="".join(map(chr, range(1, 32)))), GET],
     "value with JSON": [param(given='{"a": ["b"]}'), GET],
     "value with markup": [param(given="<b>&amp;</b>"), GET],
-    "ajax twin": fast("runs/log-parameter", {"run_id": R, "key": "p", "value": "v"}, prefix="/ajax-api/2.0/mlflow/"),
+    "ajax twin": fast(
+        "runs/log-parameter", {"run_id": R, "key": "p", "value": "v"}, prefix="/ajax-api/2.0/mlflow/"
+    ),
 }
 
 TAGS = {
@@ -282,7 +307,9 @@ TAGS = {
     "camel case and snake case": slow("runs/set-tag", {"run_id": R, "runId": R, "key": "t", "value": "v"}),
     "camel runUuid": either("runs/set-tag", {"runUuid": R, "key": "t", "value": "v"}),
     "value with NUL": slow("runs/set-tag", b'{"run_id": "<run 1>", "key": "t", "value": "a\\u0000"}'),
-    "value with a lone surrogate": slow("runs/set-tag", b'{"run_id": "<run 1>", "key": "t", "value": "\\udfff"}'),
+    "value with a lone surrogate": slow(
+        "runs/set-tag", b'{"run_id": "<run 1>", "key": "t", "value": "\\udfff"}'
+    ),
     "key with NUL": slow("runs/set-tag", b'{"run_id": "<run 1>", "key": "t\\u0000", "value": "v"}'),
     "unknown key": tag(how=either, more=1),
 }
@@ -334,8 +361,14 @@ BATCHES = {
     "metric NaN twice": [batch(either, metrics=[point(value=float("nan")), point(value=float("nan"))]), GET],
     "metric NaN and 0": [batch(either, metrics=[point(value=float("nan")), point(value=0)]), GET],
     "metric with NaN in quotes": [batch(either, metrics=[point(value="NaN")]), GET],
-    "metric with infinity": [batch(either, metrics=[point(value=float("inf")), point(value=float("-inf"), step=2)]), GET],
-    "metric with infinity twice": [batch(either, metrics=[point(value=float("inf")), point(value=1.7976931348623157e308)]), GET],
+    "metric with infinity": [
+        batch(either, metrics=[point(value=float("inf")), point(value=float("-inf"), step=2)]),
+        GET,
+    ],
+    "metric with infinity twice": [
+        batch(either, metrics=[point(value=float("inf")), point(value=1.7976931348623157e308)]),
+        GET,
+    ],
     "metric with the time as text": batch(either, metrics=[point(timestamp=str(MS))]),
     "metric with the step as text": batch(either, metrics=[point(step="4")]),
     "metric with the value as text": batch(either, metrics=[point(value="0.25")]),
@@ -380,8 +413,16 @@ BATCHES = {
     ),
     "param twice, same": batch(slow, params=pairs(("p", "1"), ("p", "1"))),
     "param twice, other": batch(slow, params=pairs(("p", "1"), ("p", "2"))),
-    "param there, same": [batch(params=pairs(("p", "1"))), batch(either, params=pairs(("p", "1"), ("q", "2"))), GET],
-    "param there, other": [batch(params=pairs(("p", "1"))), batch(slow, params=pairs(("p", "2"), ("q", "2"))), GET],
+    "param there, same": [
+        batch(params=pairs(("p", "1"))),
+        batch(either, params=pairs(("p", "1"), ("q", "2"))),
+        GET,
+    ],
+    "param there, other": [
+        batch(params=pairs(("p", "1"))),
+        batch(slow, params=pairs(("p", "2"), ("q", "2"))),
+        GET,
+    ],
     "param there, other, with a metric": [
         batch(params=pairs(("p", "1"))),
         batch(slow, params=pairs(("p", "2")), metrics=[point()], tags=pairs(("t", "1"))),
@@ -389,7 +430,11 @@ BATCHES = {
     ],
     "param of 6000": batch(either, params=pairs(("p", "v" * 6000))),
     "param of 6001": [batch(either, params=pairs(("p", "v" * 6001))), GET],
-    "param of 6001 twice": [batch(either, params=pairs(("p", "v" * 6001))), batch(either, params=pairs(("p", "v" * 6005))), GET],
+    "param of 6001 twice": [
+        batch(either, params=pairs(("p", "v" * 6001))),
+        batch(either, params=pairs(("p", "v" * 6005))),
+        GET,
+    ],
     "param without value": [batch(either, params=[{"key": "p"}]), GET],
     "param with null value": [batch(either, params=pairs(("p", None))), GET],
     "param with number value": batch(slow, params=pairs(("p", 1))),
@@ -398,13 +443,24 @@ BATCHES = {
     "param null": batch(slow, params=[None]),
     "tag twice, same": [batch(either, tags=pairs(("t", "1"), ("t", "1"))), GET],
     "tag twice, other": [batch(either, tags=pairs(("t", "1"), ("t", "2"))), GET],
-    "tag overwritten": [batch(tags=pairs(("t", "1"), ("u", "1"))), batch(tags=pairs(("u", "2"), ("w", "2"))), GET],
-    "tag there, twice": [batch(tags=pairs(("t", "1"))), batch(either, tags=pairs(("t", "2"), ("t", "3"))), GET],
+    "tag overwritten": [
+        batch(tags=pairs(("t", "1"), ("u", "1"))),
+        batch(tags=pairs(("u", "2"), ("w", "2"))),
+        GET,
+    ],
+    "tag there, twice": [
+        batch(tags=pairs(("t", "1"))),
+        batch(either, tags=pairs(("t", "2"), ("t", "3"))),
+        GET,
+    ],
     "tag of 8001": [batch(either, tags=pairs(("t", "v" * 8001))), GET],
     "tag without value": [batch(either, tags=[{"key": "t"}]), GET],
     "tag without key": batch(slow, tags=[{"value": "t"}]),
     "tag renames the run": [batch(either, tags=pairs(("mlflow.runName", "renamed"), ("t", "1"))), GET],
-    "tag renames the run twice": [batch(either, tags=pairs(("mlflow.runName", "b"), ("mlflow.runName", "c"))), GET],
+    "tag renames the run twice": [
+        batch(either, tags=pairs(("mlflow.runName", "b"), ("mlflow.runName", "c"))),
+        GET,
+    ],
     "tag renames the run to nothing": [batch(either, tags=pairs(("mlflow.runName", ""))), GET],
     "a wrong metric after right params": [
         batch(slow, params=pairs(("p", "1")), metrics=[point("a//b")], tags=pairs(("t", "1"))),
@@ -424,12 +480,16 @@ BATCHES = {
         "runs/log-batch",
         b'{"run_id": "<run 1>", "tags": [{"key": "a", "value": "1"}], "tags": [{"key": "b", "value": "2"}]}',
     ),
-    "ajax twin": fast("runs/log-batch", {"run_id": R, "tags": pairs(("t", "1"))}, prefix="/ajax-api/2.0/mlflow/"),
+    "ajax twin": fast(
+        "runs/log-batch", {"run_id": R, "tags": pairs(("t", "1"))}, prefix="/ajax-api/2.0/mlflow/"
+    ),
     "body over 256 kB": batch(slow, params=pairs(*((f"p{number}", "v" * 3000) for number in range(100)))),
 }
 
 LOG = {
-    "metric": lambda run, how: how("runs/log-metric", {"run_id": run, "key": "k", "value": 1, "timestamp": 1}),
+    "metric": lambda run, how: how(
+        "runs/log-metric", {"run_id": run, "key": "k", "value": 1, "timestamp": 1}
+    ),
     "param": lambda run, how: how("runs/log-parameter", {"run_id": run, "key": "k", "value": "1"}),
     "tag": lambda run, how: how("runs/set-tag", {"run_id": run, "key": "k", "value": "1"}),
     "batch": lambda run, how: how("runs/log-batch", {"run_id": run, "tags": [{"key": "k", "value": "1"}]}),

@@ -17,7 +17,9 @@ ODD: st.SearchStrategy[Any] = st.one_of(
     st.none(),
     st.booleans(),
     st.sampled_from([*NUMBERS, float("nan"), float("inf"), float("-inf")]),
-    st.sampled_from(["", " ", "1", "1.0", "NaN", "Infinity", "a", "a/b", "../a", "ü", "🎉", "a\0", "\ud800", "null"]),
+    st.sampled_from(
+        ["", " ", "1", "1.0", "NaN", "Infinity", "a", "a/b", "../a", "ü", "🎉", "a\0", "\ud800", "null"]
+    ),
     st.sampled_from([[], {}, [None], [1], {"key": "a", "value": "b"}, [{"key": "a"}]]),
     st.text(max_size=12),
 )
@@ -61,9 +63,12 @@ tag_of = fields({"key": tag_keys, "value": texts})
 point = fields({"key": keys, "value": values, "timestamp": times, "step": steps_of_a_metric})
 BODIES: dict[str, st.SearchStrategy[Any]] = {
     "runs/create": fields(
-        {"experiment_id": mostly(st.just(EXPERIMENT)), "start_time": times},
+        {
+            "experiment_id": mostly(st.just(EXPERIMENT)),
+            "start_time": times,
+            "user_id": mostly(st.sampled_from(["ada", ""])),
+        },
         run_name=names,
-        user_id=mostly(st.sampled_from(["ada", ""])),
         tags=mostly(st.lists(tag_of, max_size=4)),
     ),
     "runs/update": fields(
@@ -89,7 +94,9 @@ BODIES: dict[str, st.SearchStrategy[Any]] = {
     "runs/search": fields(
         {"experiment_ids": mostly(st.just([EXPERIMENT]))},
         run_view_type=mostly(st.sampled_from(["ALL", "ACTIVE_ONLY", "DELETED_ONLY"])),
-        filter=mostly(st.sampled_from(["", "metrics.a > 0", "params.b = 'v'", "tags.a LIKE 'v%'", "metrics.a != 1"])),
+        filter=mostly(
+            st.sampled_from(["", "metrics.a > 0", "params.b = 'v'", "tags.a LIKE 'v%'", "metrics.a != 1"])
+        ),
         max_results=mostly(st.just(100)),
     ),
     "runs/delete": st.fixed_dictionaries({"run_id": st.sampled_from([RUN, SECOND])}),
@@ -103,7 +110,14 @@ def spelled(body: Any) -> st.SearchStrategy[bytes]:
     """Return a body's texts: nearly always as clients write it."""
     text = json.dumps(body).encode()
     raw = json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass")
-    odd = [raw, b" " + text, text[:-1], text + b"x", text.replace(b'"a"', b'"\\u0061"'), json.dumps(body, indent=2).encode()]
+    odd = [
+        raw,
+        b" " + text,
+        text[:-1],
+        text + b"x",
+        text.replace(b'"a"', b'"\\u0061"'),
+        json.dumps(body, indent=2).encode(),
+    ]
     return st.integers(0, 19).flatmap(lambda dice: st.sampled_from(odd) if dice == 19 else st.just(text))
 
 

@@ -88,9 +88,9 @@ COLUMNS = {
 
 def store(side: Side, experiments: list[str]) -> None:
     """Write the seed's rows past MLflow, which would give other ids."""
-    for table, rows in seed_rows().items():
-        if table == "runs":
-            rows = [(*row[:-1], int(experiments[row[-1]])) for row in rows]
+    seeded = seed_rows()
+    seeded["runs"] = [(*row[:-1], int(experiments[row[-1]])) for row in seeded["runs"]]
+    for table, rows in seeded.items():
         values = ", ".join("(" + ", ".join(text(value) for value in row) + ")" for row in rows)
         side.tables.execute(f"INSERT INTO {table} ({COLUMNS[table]}) VALUES {values}")
 
@@ -359,10 +359,33 @@ ORDERS = {
     "function": by("count(metrics.loss)", how=slow),
 }
 
-LITERALS = ("0", "0.5", "-1", ".5", "5.", "1e-300", "1E5", "-0", "+1", "1_0", "0x1", "1e400", "'0.5'", "\"0.5\"", "NaN", "abc")
+LITERALS = (
+    "0",
+    "0.5",
+    "-1",
+    ".5",
+    "5.",
+    "1e-300",
+    "1E5",
+    "-0",
+    "+1",
+    "1_0",
+    "0x1",
+    "1e400",
+    "'0.5'",
+    '"0.5"',
+    "NaN",
+    "abc",
+)
 FILTERS = {
-    **{f"metric {compare}": where(f"metrics.loss {compare} 0.5") for compare in (">", ">=", "<", "<=", "=", "!=")},
-    **{f"metric {compare} without blanks": where(f"metrics.loss{compare}0.5", either) for compare in (">", "!=")},
+    **{
+        f"metric {compare}": where(f"metrics.loss {compare} 0.5")
+        for compare in (">", ">=", "<", "<=", "=", "!=")
+    },
+    **{
+        f"metric {compare} without blanks": where(f"metrics.loss{compare}0.5", either)
+        for compare in (">", "!=")
+    },
     "metric <>": where("metrics.loss <> 0.5", slow),
     "metric ==": where("metrics.loss == 0.5", slow),
     "metric LIKE": where("metrics.loss LIKE '0.5'", slow),
@@ -376,7 +399,10 @@ FILTERS = {
     "metric in quotes": where('metrics."val/acc 1" > 0'),
     "metric that nobody has": where("metrics.none > 0"),
     "metric bare": where("loss > 0", slow),
-    **{f"param {compare}": where(f"params.optimizer {compare} 'adam'") for compare in ("=", "!=", "LIKE", "ILIKE")},
+    **{
+        f"param {compare}": where(f"params.optimizer {compare} 'adam'")
+        for compare in ("=", "!=", "LIKE", "ILIKE")
+    },
     "param >": where("params.lr > '0.1'", slow),
     "param IN": where("params.optimizer IN ('adam', 'sgd')", slow),
     "param IS NULL": where("params.optimizer IS NULL", either),
@@ -457,7 +483,9 @@ FILTERS = {
     "two": where("metrics.loss > 0 AND params.optimizer = 'adam'"),
     "two of one metric": where("metrics.loss > 0 AND metrics.loss < 0.5"),
     "three": where("metrics.loss > -1 AND params.lr != '0.2' AND tags.team LIKE '%a%'"),
-    "four": where("metrics.loss > -1 AND params.lr != '0.2' AND tags.team LIKE '%a%' AND attributes.status = 'FINISHED'"),
+    "four": where(
+        "metrics.loss > -1 AND params.lr != '0.2' AND tags.team LIKE '%a%' AND attributes.status = 'FINISHED'"
+    ),
     "and in lower case": where("metrics.loss > 0 and params.lr = '0.1'", either),
     "OR": where("metrics.loss > 0 OR params.lr = '0.1'", slow),
     "NOT": where("NOT metrics.loss > 0", slow),
@@ -561,9 +589,32 @@ def test_all_pages(pair: Pair, seed: Seed, given_fields: dict[str, Any], page: i
     assert len(seen) > 10
 
 
-NAMES = ["loss", "`val/acc 1`", "lr", "optimizer", "team", "`mlflow.runName`", "none", "status", "start_time", "end_time"]
+NAMES = [
+    "loss",
+    "`val/acc 1`",
+    "lr",
+    "optimizer",
+    "team",
+    "`mlflow.runName`",
+    "none",
+    "status",
+    "start_time",
+    "end_time",
+]
 KINDS = ["metrics", "metric", "params", "param", "tags", "tag", "attributes", "attribute", "run", "dataset"]
-VALUES = ["0", "0.5", "-1", "1e3", "'adam'", "'a%'", '"sgd"', "''", f"'{run_id(2)}'", f"{START + 4000}", f"('{run_id(2)}')"]
+VALUES = [
+    "0",
+    "0.5",
+    "-1",
+    "1e3",
+    "'adam'",
+    "'a%'",
+    '"sgd"',
+    "''",
+    f"'{run_id(2)}'",
+    f"{START + 4000}",
+    f"('{run_id(2)}')",
+]
 COMPARES = ["=", "!=", ">", ">=", "<", "<=", "LIKE", "ILIKE", "IN", "NOT IN"]
 clauses = st.builds(
     "{}.{}{}{}{}{}".format,

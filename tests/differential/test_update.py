@@ -100,10 +100,15 @@ ODD = {
     "name with a lone surrogate": raw('"run_name": "\\ud800"', slow),
     "name with slashes": update(run_name="../a//b"),
     "unknown key": update(either, lifecycle_stage="deleted"),
-    "camel case": either("runs/update", {"runId": R, "endTime": END, "runName": "camel", "status": "FINISHED"}),
+    "camel case": either(
+        "runs/update", {"runId": R, "endTime": END, "runName": "camel", "status": "FINISHED"}
+    ),
     "both spellings": update(slow, end_time=END, endTime=END),
     "run_uuid only": [either("runs/update", {"run_uuid": R, "status": "FINISHED"}), GET],
-    "run_uuid of another": [either("runs/update", {"run_id": R, "run_uuid": "0" * 32, "status": "FINISHED"}), GET],
+    "run_uuid of another": [
+        either("runs/update", {"run_id": R, "run_uuid": "0" * 32, "status": "FINISHED"}),
+        GET,
+    ],
     "run_id of another": slow("runs/update", {"run_id": "0" * 32, "run_uuid": R, "status": "FINISHED"}),
     "run_id empty and run_uuid": either("runs/update", {"run_id": "", "run_uuid": R, "status": "FINISHED"}),
     "key twice": [raw('"status": "FAILED", "status": "FINISHED"'), GET],

@@ -15,12 +15,14 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import pytest
 
+Result = TypeVar("Result")
 PREFIX = "/api/2.0/mlflow/"
 HOT_READS = ("runs/get", "experiments/get", "experiments/get-by-name")
 HOT_WRITES = (
@@ -40,6 +42,8 @@ HOT = frozenset(
 
 EXPERIMENT, RUN = "<experiment 1>", "<run 1>"
 """What Pair.play makes for each case."""
+START = 1700000000000
+"""When that run began, in milliseconds."""
 
 IDLE_SECONDS = 2.0
 """A connection that rested for longer is opened anew: uvicorn closes one after 5 s, maybe just now."""
@@ -222,7 +226,10 @@ class Names:
         if "psycopg2.errors." in text:
             # The statement, with the id of a run that was not made, and a piece of it that begins anywhere.
             text = re.sub(r"\nLINE \d+: .*\n *\^", "", text)
-            text = re.sub(r"\b[0-9a-f]{32}\b", lambda found: self._of_id.get(found[0], "<no id>"), text)
+            text = re.sub(
+                r"\b([0-9a-f]{32}|7\d{8})\b", lambda found: self._of_id.get(found[0], "<no id>"), text
+            )
+            text = GENERATED.sub("<generated name>", text)
         if self._pattern is not None:
             text = self._pattern.sub(lambda found: self._of_id[found[0]], text)
         text = re.sub(
@@ -462,11 +469,18 @@ class Pair:
     answered: dict[str, int] = field(default_factory=lambda: {"fast": 0, "fallback": 0})
     reasons: list[tuple[str, str | None]] = field(default_factory=list)
     cases: int = 0
+    _helper: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
 
     @property
     def sides(self) -> tuple[Side, Side]:
         """Both, stock first."""
         return self.stock, self.ours
+
+    def both(self, do: Callable[[Side], Result]) -> tuple[Result, Result]:
+        """Do something to both sides at the same time; they have nothing in common."""
+        of_stock = self._helper.submit(do, self.stock)
+        of_ours = do(self.ours)
+        return of_stock.result(), of_ours
 
     def prepare(self) -> None:
         """Make both databases ready."""
@@ -483,11 +497,10 @@ class Pair:
     def begin(self, *, run: bool = True) -> None:
         """Begin a case with `<experiment 1>` and, unless it is not wanted, `<run 1>` in it."""
         self.cases += 1
-        for side in self.sides:
-            side.begin()
+        self.both(Side.begin)
         self.send(Step("experiments/create", {"name": f"case {self.cases}"}, how=None))
         if run:
-            body = {"experiment_id": EXPERIMENT, "run_name": "first", "start_time": 1700000000000}
+            body = {"experiment_id": EXPERIMENT, "user_id": "ada", "start_time": START, "run_name": "first"}
             self.send(Step("runs/create", body, how=None))
 
     def send(self, step: Step) -> Any:
@@ -499,13 +512,10 @@ class Pair:
             self._send_refused(step)
             return None
         request = step.request()
-        of_stock = self.stock.send(request)
-        of_ours = self.ours.send(request)
+        of_stock, of_ours = self.both(lambda side: side.send(request))
         try:
             told = canonical(of_stock, self.stock.names, sort_runs=step.sort_runs)
-            check_equal(
-                str(request), told, canonical(of_ours, self.ours.names, sort_runs=step.sort_runs)
-            )
+            check_equal(str(request), told, canonical(of_ours, self.ours.names, sort_runs=step.sort_runs))
             self._check_who(step, request, of_ours)
         except DifferenceError as error:
             raise DifferenceError(f"{error}\nanswered by: {_who(of_ours)}") from None
@@ -531,7 +541,7 @@ class Pair:
 
     def compare_tables(self, *, of_all: bool = False) -> None:
         """Raise DifferenceError if the rows that the case (or all of them) wrote differ."""
-        check_equal("rows", self.stock.rows(of_all=of_all), self.ours.rows(of_all=of_all))
+        check_equal("rows", *self.both(lambda side: side.rows(of_all=of_all)))
 
     def play(self, steps: Iterable[Step], *, run: bool = True) -> None:
         """Play one case: its experiment and run, its requests, then the comparison of all tables."""

@@ -264,7 +264,7 @@ def door_for_clients(make_door: Callable[[], Door]) -> Iterator[str]:
             self.door.close()
             super().finish()
 
-        def do_GET(self) -> None:  # noqa: N802
+        def do_GET(self) -> None:
             length = self.headers.get("Content-Length")
             body = None if length is None else self.rfile.read(int(length))
             headers = tuple((name, value) for name, value in self.headers.items() if name.lower() in passed)

@@ -10,7 +10,18 @@ from typing import Any
 
 import pytest
 
-from kit.differential import Answer, DifferenceError, Names, Pair, Request, Side, canonical, either, fast, slow
+from kit.differential import (
+    Answer,
+    DifferenceError,
+    Names,
+    Pair,
+    Request,
+    Side,
+    canonical,
+    either,
+    fast,
+    slow,
+)
 
 STOCK_ID, OUR_ID = "a" * 32, "0123456789abcdef" * 2
 
@@ -29,10 +40,14 @@ class FakeTables:
 
 
 def json_answer(value: Any, **changes: Any) -> Answer:
-    return Answer(**{"status": 200, "content_type": "application/json", "body": json.dumps(value).encode(), **changes})
+    return Answer(
+        **{"status": 200, "content_type": "application/json", "body": json.dumps(value).encode(), **changes}
+    )
 
 
-def side(name: str, say: Callable[[Request], Answer], rows: dict[str, list[dict[str, Any]]] | None = None) -> Side:
+def side(
+    name: str, say: Callable[[Request], Answer], rows: dict[str, list[dict[str, Any]]] | None = None
+) -> Side:
     return Side(name, "", say, FakeTables(rows or {}))
 
 
@@ -46,7 +61,9 @@ def pair_of(stock: Answer, ours: Answer, stock_rows: Any = None, our_rows: Any =
 
 
 def run_answer(run_id: str, **info: Any) -> dict[str, Any]:
-    return {"run": {"info": {"run_id": run_id, "artifact_uri": f"mlflow-artifacts:/1/{run_id}/artifacts", **info}}}
+    return {
+        "run": {"info": {"run_id": run_id, "artifact_uri": f"mlflow-artifacts:/1/{run_id}/artifacts", **info}}
+    }
 
 
 DIFFERENCES = {
@@ -63,8 +80,14 @@ DIFFERENCES = {
     "a time of last year": ({"t": int(time.time() * 1000)}, {"t": 1700000000000}),
     "the time as text": ({"t": int(time.time() * 1000)}, {"t": str(int(time.time() * 1000))}),
     "a name that MLflow does not make up": ({"name": "bold-fox-12"}, {"name": "bold_fox_12"}),
-    "another id": (run_answer(STOCK_ID), {"run": {"info": {"run_id": OUR_ID, "artifact_uri": "mlflow-artifacts:/1/x"}}}),
-    "another offset": ({"next_page_token": "eyJvZmZzZXQiOiAzfQ=="}, {"next_page_token": "eyJvZmZzZXQiOiA0fQ=="}),
+    "another id": (
+        run_answer(STOCK_ID),
+        {"run": {"info": {"run_id": OUR_ID, "artifact_uri": "mlflow-artifacts:/1/x"}}},
+    ),
+    "another offset": (
+        {"next_page_token": "eyJvZmZzZXQiOiAzfQ=="},
+        {"next_page_token": "eyJvZmZzZXQiOiA0fQ=="},
+    ),
 }
 
 
@@ -75,7 +98,11 @@ def test_a_difference_in_a_body_is_seen(stock: Any, ours: Any) -> None:
 
 
 def test_a_difference_in_status_or_content_type_is_seen() -> None:
-    for changes in ({"status": 201}, {"content_type": "application/json; charset=utf-8"}, {"content_type": None}):
+    for changes in (
+        {"status": 201},
+        {"content_type": "application/json; charset=utf-8"},
+        {"content_type": None},
+    ):
         with pytest.raises(DifferenceError):
             pair_of(json_answer({}), json_answer({}, **changes)).send(either("runs/create", {}))
 
@@ -164,7 +191,9 @@ def test_a_refused_request_goes_to_the_stack_alone() -> None:
 
 def test_a_message_of_the_database_is_equal_but_for_ids_that_nobody_got() -> None:
     def told(run_id: str, where: str) -> str:
-        message = f"(psycopg2.errors.X) invalid\nLINE 1: {where}\n     ^\n[SQL: INSERT] [parameters: {run_id!r}]"
+        message = (
+            f"(psycopg2.errors.X) invalid\nLINE 1: {where}\n     ^\n[SQL: INSERT] [parameters: {run_id!r}]"
+        )
         return canonical(json_answer({"message": message}, status=400), Names())
 
     assert told(STOCK_ID, "...x") == told(OUR_ID, "...zzz")
