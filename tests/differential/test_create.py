@@ -185,7 +185,7 @@ SPELLINGS = {
         fast,
     ),
     "control characters": raw(
-        '{"experiment_id": "<experiment 1>", "run_name": "\\u0001\\u001f\\u2028", "start_time": 1, "user_id": ""}',
+        '{"experiment_id": "<experiment 1>", "run_name": "\\u0001\\u2028", "start_time": 1, "user_id": ""}',
         fast,
     ),
 }

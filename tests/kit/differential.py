@@ -162,8 +162,6 @@ class Names:
         self._count: dict[str, int] = {}
         self._since_ms = int(time.time() * 1000) - 1000
         self._pattern: re.Pattern[str] | None = None
-        if self._of_id:
-            self._compile()
 
     def learn(self, kind: str, identifier: str) -> None:
         """Give a new id its name."""
@@ -173,11 +171,15 @@ class Names:
         self._of_id[identifier] = f"<{kind} {self._count[kind]}>"
         if identifier.upper() != identifier:
             self._of_id[identifier.upper()] = self._of_id[identifier].upper()
-        self._compile()
+        self._pattern = None
 
-    def _compile(self) -> None:
-        longest_first = sorted(self._of_id, key=len, reverse=True)
-        self._pattern = re.compile("|".join(re.escape(known) for known in longest_first))
+    def _name_all(self, text: str) -> str:
+        if not self._of_id:
+            return text
+        if self._pattern is None:
+            longest_first = sorted(self._of_id, key=len, reverse=True)
+            self._pattern = re.compile("|".join(re.escape(known) for known in longest_first))
+        return self._pattern.sub(lambda found: self._of_id[found[0]], text)
 
     def count(self, kind: str) -> int:
         """Return how many ids of a kind are known."""
@@ -230,13 +232,12 @@ class Names:
                 r"\b([0-9a-f]{32}|7\d{8})\b", lambda found: self._of_id.get(found[0], "<no id>"), text
             )
             text = GENERATED.sub("<generated name>", text)
-        if self._pattern is not None:
-            text = self._pattern.sub(lambda found: self._of_id[found[0]], text)
+        text = self._name_all(text)
         text = re.sub(
             r"(?<![\w.])\d{13}(?![\w.])", lambda n: "<now>" if self._is_now(int(n[0])) else n[0], text
         )
-        # A Python set in a message has another order in each process.
-        return re.sub(r"\{'[^{}]*'\}", lambda found: " ".join(sorted(found[0][1:-1].split(", "))), text)
+        # A set in a message has another order in each process, and so have parameters of a statement.
+        return re.sub(r"\{'[^{}]*\}", lambda found: " ".join(sorted(found[0][1:-1].split(", "))), text)
 
     def _is_now(self, milliseconds: int) -> bool:
         return self._since_ms <= milliseconds <= int(time.time() * 1000) + 1000
