@@ -19,6 +19,13 @@ hypothesis_settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="also what CI has no time for")
+    parser.addoption(
+        "--against",
+        choices=["stack", "host", "stock"],
+        default="stack",
+        help="what tests/differential compares with stock MLflow: the stack; the fast path by itself,"
+        " without Docker; or a second stock MLflow, to try the comparison itself",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
