@@ -155,6 +155,7 @@ def test_a_restore_to_a_moment_is_exact_and_can_be_rolled_back(protected: Stack)
     assert len(protected.psql("SELECT number FROM marker", "postgres").split()) == len(times)
 
 
+@pytest.mark.long
 def test_objects_come_back_as_they_were_at_a_moment(protected: Stack) -> None:
     client = mlflow.MlflowClient()
     run_id = client.create_run("0").info.run_id
@@ -210,6 +211,7 @@ def test_a_drill_proves_a_set_and_finds_what_is_missing(protected: Stack) -> Non
     protected.verb("backup", "drill")
 
 
+@pytest.mark.long
 def test_a_damaged_set_is_named_and_refused_before_anything_is_touched(protected: Stack) -> None:
     client = mlflow.MlflowClient()
     run_id = client.create_run("0").info.run_id

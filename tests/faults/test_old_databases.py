@@ -346,6 +346,7 @@ def test_an_upgrade_that_fails_brings_the_old_data_back_by_itself(loaded: Stack)
     assert contents(loaded) == before
 
 
+@pytest.mark.long
 def test_an_upgrade_is_rolled_back_and_the_roll_back_too(loaded: Stack) -> None:
     before = contents(loaded)
     loaded.verb("upgrade", "--yes")
