@@ -18,7 +18,7 @@ WIDTH = 3
 """Statements of one kind under way at once."""
 ITEMS, WEIGHT = 256, 4000
 """What one statement takes at most: requests, and rows of all of them."""
-LATE_SECONDS = 5.0
+LATE_SECONDS = 2.0
 """Who has waited this long for a statement to begin goes to MLflow: nothing was done for it."""
 LOCKS_BORNE = 2
 """So many requests of a failed batch may each wait for a lock; then the rest of it goes to MLflow."""

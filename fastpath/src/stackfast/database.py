@@ -23,11 +23,15 @@ from stackfast.settings import DATABASE_SOCKET_FOLDER, FastSettings
 CONNECT_SECONDS = 2.0
 AWAY_SECONDS = 1.0
 """After a failed connection no other is tried for this long: requests go to MLflow at once."""
-WAIT_SECONDS = 4.0
+WAIT_SECONDS = 2.0
 STATEMENT_TIMEOUT_MS = 4000
-LOCK_TIMEOUT_MS = 1000
-COMMIT_SECONDS = 18.0
-"""PostgreSQL ends a statement after its timeout, but a commit may stall with the disk; nginx waits 20 s."""
+SEARCH_TIMEOUT_MS = 1500
+"""A search is three statements, and MLflow's if it is slower than this."""
+LOCK_TIMEOUT_MS = 150
+"""All of a batch wait while one of it waits for a lock: then each goes alone."""
+COMMIT_SECONDS = 12.0
+"""PostgreSQL ends a statement after its timeout, but a commit may stall with the disk. Two seconds in the
+queue, two for a connection and these are less than the 20 s that nginx waits."""
 FATAL = ("08", "57P", "58", "XX", "F0", "25P", "53")
 """SQLSTATE classes after which a connection is not used again and the outcome counts as unknown."""
 STATEMENTS_KEPT = 200
@@ -40,7 +44,7 @@ _ALWAYS = {
 }
 WRITING = {**_ALWAYS, "enable_seqscan": "off"}
 """Plans are kept per connection: none may be left from the days when a table was small."""
-READING = {**_ALWAYS, "plan_cache_mode": "force_custom_plan"}
+READING = {**_ALWAYS, "statement_timeout": str(SEARCH_TIMEOUT_MS), "plan_cache_mode": "force_custom_plan"}
 """A search is planned for its own experiment and page: one plan for all would be wrong for the largest."""
 
 
@@ -101,7 +105,7 @@ def connector(
 
 
 class Database:
-    """A bounded number of connections; who comes when all are taken waits a while.
+    """A bounded number of connections; who comes when all are taken waits for the next, in order.
 
     `check` looks at each new connection and raises NotMineError if it must not be used.
     """
@@ -115,8 +119,10 @@ class Database:
         self._connect = connect
         self._check = check
         self._room = size
+        """Connections that may still be made."""
         self._free: list[asyncpg.Connection] = []
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[asyncio.Future[asyncpg.Connection | None]] = deque()
+        """Each gets a connection, or None: room to make one."""
         self._away_until = 0.0
         self._away_reason = ""
 
@@ -136,10 +142,12 @@ class Database:
         while self._free:
             await self._free.pop().close()
 
-    async def run(self, statement: str, *arguments: Any) -> list[asyncpg.Record]:
+    async def run(
+        self, statement: str, *arguments: Any, seconds: float = COMMIT_SECONDS
+    ) -> list[asyncpg.Record]:
         """Run a statement and return its rows after its commit."""
         async with self.connection() as connection:
-            return await run_on(connection, statement, *arguments)
+            return await run_on(connection, statement, *arguments, seconds=seconds)
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[asyncpg.Connection]:
@@ -155,66 +163,86 @@ class Database:
             self._give_back(connection)
 
     async def _take(self) -> asyncpg.Connection:
-        while True:
-            while self._free:
-                connection = self._free.pop()
-                if not connection.is_closed():
-                    return connection
-                self._room += 1
-            if self._room:
-                return await self._make()
-            waiter = asyncio.get_running_loop().create_future()
-            self._waiting.append(waiter)
-            try:
-                await asyncio.wait_for(waiter, WAIT_SECONDS)
-            except TimeoutError:
+        waiter: asyncio.Future[asyncpg.Connection | None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        self._serve()
+        try:
+            connection = await asyncio.wait_for(waiter, WAIT_SECONDS)
+        except BaseException as error:
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                self._return(waiter.result())
+            if isinstance(error, TimeoutError):
                 raise NotMineError("no connection free") from None
+            raise
+        return connection or await self._make()
+
+    def _serve(self) -> None:
+        while self._waiting and (self._free or self._room):
+            waiter = self._waiting.popleft()
+            if waiter.done():
+                continue
+            connection = self._free.pop() if self._free else None
+            if connection is not None and connection.is_closed():
+                connection = None
+            elif connection is None:
+                self._room -= 1
+            waiter.set_result(connection)
 
     async def _make(self) -> asyncpg.Connection:
+        """Make a connection in the room that was kept for it."""
         loop = asyncio.get_running_loop()
-        if loop.time() < self._away_until:
-            raise NotMineError(self._away_reason)
-        self._room -= 1
         connection = None
+        if loop.time() < self._away_until:
+            self._return(None)
+            raise NotMineError(self._away_reason)
         try:
             connection = await self._connect()
             await asyncio.wait_for(self._check(connection), CONNECT_SECONDS)
             return connection
         except BaseException as error:
-            self._room += 1
             if connection is not None:
                 connection.terminate()
-            self._wake()
             if not isinstance(error, Exception):
+                self._return(None)
                 raise
-            self._away_until = loop.time() + AWAY_SECONDS
-            self._away_reason = error.reason if isinstance(error, NotMineError) else "database away"
-            raise NotMineError(self._away_reason) from error
+            reason = error.reason if isinstance(error, NotMineError) else "database away"
+            if loop.time() >= self._away_until:
+                if not isinstance(error, NotMineError):
+                    print(f"database away: {type(error).__name__}: {error}", flush=True)
+                self._away_until, self._away_reason = loop.time() + AWAY_SECONDS, reason
+                self._send_away(reason)
+            self._return(None)
+            raise NotMineError(reason) from error
+
+    def _send_away(self, reason: str) -> None:
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_exception(NotMineError(reason))
 
     def _give_back(self, connection: asyncpg.Connection) -> None:
-        if connection.is_closed():
+        self._return(None if connection.is_closed() else connection)
+
+    def _return(self, connection: asyncpg.Connection | None) -> None:
+        if connection is None:
             self._room += 1
         else:
             self._free.append(connection)
-        self._wake()
+        self._serve()
 
     def _drop_free(self) -> None:
         while self._free:
             self._free.pop().terminate()
             self._room += 1
-
-    def _wake(self) -> None:
-        while self._waiting:
-            waiter = self._waiting.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                return
+        self._serve()
 
 
-async def run_on(connection: asyncpg.Connection, statement: str, *arguments: Any) -> list[asyncpg.Record]:
+async def run_on(
+    connection: asyncpg.Connection, statement: str, *arguments: Any, seconds: float = COMMIT_SECONDS
+) -> list[asyncpg.Record]:
     """Run a statement on a held connection. Raise UndoneError or UnknownOutcomeError."""
     try:
-        return await connection.fetch(statement, *arguments, timeout=COMMIT_SECONDS)
+        return await connection.fetch(statement, *arguments, timeout=seconds)
     except asyncpg.PostgresError as error:
         state = error.sqlstate or "XX000"
         if state.startswith(FATAL) and state != "57014":  # query_canceled: the statement's own timeout

@@ -36,11 +36,10 @@ BY_NAME = _EXPERIMENT + "name = $1::text"
 
 
 class Experiments:
-    """The routes of experiments. `writer` and `reader` are the same database."""
+    """The routes of experiments."""
 
-    def __init__(self, writer: Database, reader: Database) -> None:
-        self._writer = writer
-        self._reader = reader
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     async def create(self, request: Request) -> bytes:
         """Answer experiments/create without tags or a place of its own."""
@@ -49,7 +48,7 @@ class Experiments:
         if not name or given.get("tags", []) != []:
             raise NotMineError("tags")
         try:
-            rows = await self._writer.run(CREATE, name, ARTIFACT_ROOT, int(time.time() * 1000))
+            rows = await self._database.run(CREATE, name, ARTIFACT_ROOT, int(time.time() * 1000))
         except UndoneError as error:
             raise NotMineError("refused by the database") from error
         if not rows:
@@ -59,7 +58,7 @@ class Experiments:
     async def get(self, request: Request) -> bytes:
         """Answer experiments/get."""
         given = query_fields(request, frozenset({"experiment_id"}))
-        return self._answer(await self._reader.run(BY_ID, experiment_id_of(given.get("experiment_id"))))
+        return self._answer(await self._database.run(BY_ID, experiment_id_of(given.get("experiment_id"))))
 
     async def get_by_name(self, request: Request) -> bytes:
         """Answer experiments/get-by-name."""
@@ -67,7 +66,7 @@ class Experiments:
         name = text_of(given.get("experiment_name"), NAME_LENGTH)
         if not name:
             raise NotMineError("name")
-        return self._answer(await self._reader.run(BY_NAME, name))
+        return self._answer(await self._database.run(BY_NAME, name))
 
     def _answer(self, rows: list[asyncpg.Record]) -> bytes:
         if len(rows) != 1 or not rows[0]["artifact_location"]:

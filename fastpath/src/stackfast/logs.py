@@ -1,7 +1,7 @@
 """log-metric, log-parameter, set-tag and log-batch: one kind of item, one statement for many of them.
 
-A statement has only the parts that its items need. Its locks are taken in one order everywhere:
-params, latest_metrics, tags, within each by run and key, as MLflow itself orders them.
+A statement has only the parts that its items need. PostgreSQL takes their locks in one order
+everywhere: params, tags, latest_metrics, within each by run and key; MLflow has a transaction for each.
 """
 
 from __future__ import annotations
@@ -194,13 +194,14 @@ def _statement(metrics: bool, params: bool, tags: bool) -> str:
                 INSERT INTO params (run_uuid, key, value)
                 SELECT run_uuid, key, value FROM param JOIN free USING (n) ORDER BY run_uuid, key
                 ON CONFLICT DO NOTHING RETURNING run_uuid, key),
+            -- Another is just writing one of them: no part of this statement may stay.
             done AS MATERIALIZED (
-                SELECT n, run_uuid FROM free WHERE NOT EXISTS (
+                SELECT n, run_uuid FROM free WHERE 1 = 1 / (CASE WHEN EXISTS (
                     SELECT FROM param WHERE param.n = free.n
                     AND NOT EXISTS (SELECT FROM new_params AS made
                         WHERE made.run_uuid = free.run_uuid AND made.key = param.key)
                     AND NOT EXISTS (SELECT FROM params AS known
-                        WHERE known.run_uuid = free.run_uuid AND known.key = param.key)))""",
+                        WHERE known.run_uuid = free.run_uuid AND known.key = param.key)) THEN 0 ELSE 1 END))""",
         ]
     if metrics:
         parts += [

@@ -18,6 +18,8 @@ from stackfast.requests import Request
 BODY_LIMIT = 256 << 10
 HELD_LIMIT = 16 << 20
 """Bytes of bodies held at once, of all connections; above that requests are refused unread."""
+LARGE_ANSWER, UNSENT_LIMIT = 64 << 10, 32 << 20
+"""Answers this large are of reads only; when so many bytes of them wait for slow clients, MLflow answers."""
 KEPT_HEADERS = frozenset(
     {
         *(b"content-type", b"content-encoding", b"transfer-encoding", b"expect", b"x-mlflow-workspace"),
@@ -37,6 +39,7 @@ class Connections:
         self.too_large = too_large
         self.open: set[Connection] = set()
         self.held = 0
+        self.unsent = 0
 
     def __call__(self) -> Connection:
         """Return the protocol of a new connection."""
@@ -66,7 +69,9 @@ class Connection(asyncio.Protocol):
         self._size = 0
         self._whole: deque[tuple[Request, int]] = deque()
         self._task: asyncio.Task[None] | None = None
+        self._begun = False
         self._ended = False
+        self._writable: asyncio.Future[None] | None = None
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -80,6 +85,17 @@ class Connection(asyncio.Protocol):
         self._shared.held -= self._size + sum(size for _, size in self._whole)
         self._size = 0
         self._whole.clear()
+        self.resume_writing()
+
+    def pause_writing(self) -> None:
+        """Note that nginx, and so its client, reads slowly."""
+        self._writable = asyncio.get_running_loop().create_future()
+
+    def resume_writing(self) -> None:
+        """Note that most of the answer is out, or the connection gone."""
+        if self._writable and not self._writable.done():
+            self._writable.set_result(None)
+        self._writable = None
 
     def eof_received(self) -> bool:
         """Keep the connection until the answers are out."""
@@ -96,6 +112,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         """Begin a request."""
+        self._begun = True
         self._request = Request()
         self._body, self._size = [], 0
 
@@ -121,6 +138,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """Answer this request, after those before it."""
+        self._begun = False
         request = self._request
         request.method = self._parser.get_method()
         request.path, _, request.query = request.path.partition(b"?")
@@ -131,20 +149,36 @@ class Connection(asyncio.Protocol):
             self._task = asyncio.get_running_loop().create_task(self._answer())
 
     async def _answer(self) -> None:
-        while self._whole:
-            request, size = self._whole.popleft()
-            whole = len(request.body) == size
-            answer = await self._shared.handler(request) if whole else self._shared.too_large
-            self._shared.held -= size
-            if self._transport and not self._transport.is_closing():
-                self._transport.write(answer)
-        self._task = None
-        if self._ended and self._transport:
-            self._transport.close()
+        try:
+            while self._whole:
+                request, size = self._whole.popleft()
+                try:
+                    whole = len(request.body) == size
+                    answer = await self._shared.handler(request) if whole else self._shared.too_large
+                finally:
+                    self._shared.held -= size
+                await self._send(answer)
+        finally:
+            self._task = None
+            if self._ended and self._transport:
+                self._transport.close()
+
+    async def _send(self, answer: bytes) -> None:
+        if len(answer) > LARGE_ANSWER and self._shared.unsent + len(answer) > UNSENT_LIMIT:
+            answer = self._shared.too_large
+        if self._transport is None or self._transport.is_closing():
+            return
+        self._transport.write(answer)
+        if self._writable:
+            self._shared.unsent += len(answer)
+            try:
+                await self._writable
+            finally:
+                self._shared.unsent -= len(answer)
 
     def stop_reading(self) -> None:
-        """Shut the read half. uvloop's own socket cannot: a copy of its descriptor can."""
-        if self._ended or self._transport is None or self._transport.is_closing():
+        """Shut the read half, unless a request is half in. uvloop's own socket cannot: a copy of it can."""
+        if self._begun or self._ended or self._transport is None or self._transport.is_closing():
             return
         descriptor = os.dup(self._transport.get_extra_info("socket").fileno())
         with socket.socket(fileno=descriptor) as copy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import asyncpg
@@ -9,21 +10,32 @@ import asyncpg
 from stackfast.database import run_on
 from stackfast.outcomes import NotMineError
 
-ENTRIES = 50_000
-"""A page with more metrics, params, tags and inputs than this is MLflow's: the memory here is small."""
+ENTRIES, PAGE_BYTES = 50_000, 8 << 20
+"""A page with more metrics, params, tags or inputs, or larger, is MLflow's: the memory here is small."""
 
-COUNT = f"""
-SELECT
-    (SELECT count(*) FROM (SELECT FROM latest_metrics WHERE run_uuid = ANY($1::text[]) LIMIT {ENTRIES}) AS t)
-    + (SELECT count(*) FROM (SELECT FROM params WHERE run_uuid = ANY($1::text[]) LIMIT {ENTRIES}) AS t)
-    + (SELECT count(*) FROM (SELECT FROM tags WHERE run_uuid = ANY($1::text[]) LIMIT {ENTRIES}) AS t)
-    + (SELECT count(*) FROM (
-        SELECT FROM inputs LEFT JOIN input_tags USING (input_uuid)
-        WHERE destination_type = 'RUN' AND destination_id = ANY($1::text[]) LIMIT {ENTRIES}) AS t)
-    + (SELECT count(*) FROM (
-        SELECT FROM inputs
-        WHERE source_type = 'RUN_OUTPUT' AND source_id = ANY($1::text[]) LIMIT {ENTRIES}) AS t)
-"""
+
+def _sizes(table: str, size: str, where: str = "run_uuid = ANY($1::text[])") -> str:
+    return f"SELECT {size} AS size FROM {table} WHERE {where} LIMIT {ENTRIES}"
+
+
+_PAIR = "CASE WHEN value IS NULL THEN 1 << 30 ELSE 30 + octet_length(key) + octet_length(value) END"
+# About the bytes of the JSON. A tag without a value, as old servers have left, is MLflow's too.
+SIZE = " + ".join(
+    f"(SELECT coalesce(sum(size) + CASE WHEN count(*) = {ENTRIES} THEN 1 << 30 ELSE 0 END, 0) FROM ({each}) AS t)"
+    for each in (
+        _sizes("latest_metrics", "80 + octet_length(key)"),
+        _sizes("params", _PAIR),
+        _sizes("tags", _PAIR),
+        _sizes(
+            "inputs JOIN datasets ON dataset_uuid = source_id LEFT JOIN input_tags USING (input_uuid)",
+            "400 + coalesce(octet_length(dataset_schema), 0) + coalesce(octet_length(dataset_profile), 0)"
+            " + octet_length(dataset_source) + coalesce(octet_length(input_tags.value), 0)",
+            "destination_type = 'RUN' AND destination_id = ANY($1::text[])",
+        ),
+        _sizes("inputs", "100", "source_type = 'RUN_OUTPUT' AND source_id = ANY($1::text[])"),
+    )
+)
+SIZE = f"SELECT ({SIZE})::bigint"
 
 # A whole number has a ".0", as Python writes it. What MLflow leaves out when it is null or "" is left
 # out here. A run whose record is odd (no name, no user, no start) comes back as null.
@@ -80,14 +92,18 @@ async def whole_runs(
     """
     if not run_ids:
         return []
-    ((entries,),) = await run_on(connection, COUNT, run_ids)
-    if entries >= ENTRIES:
+    ((size,),) = await run_on(connection, SIZE, run_ids)
+    if size + 600 * len(run_ids) > PAGE_BYTES:
         raise NotMineError("large")
     rows = await run_on(connection, SINGLE if with_model_inputs else PAGE, run_ids)
     found = {row["run_uuid"]: row["record"] for row in rows}
     records = [found.get(run_id) for run_id in run_ids]
     if None in records:
         raise NotMineError("odd run")
-    return [
-        record.encode() if record.isascii() else json.dumps(json.loads(record)).encode() for record in records
-    ]
+    if all(map(str.isascii, records)):
+        return [record.encode() for record in records]
+    return await asyncio.to_thread(_in_ascii, records)  # or it would hold up every other request
+
+
+def _in_ascii(records: list[str]) -> list[bytes]:
+    return [json.dumps(json.loads(record)).encode() for record in records]

@@ -40,7 +40,7 @@ class Route:
 
 def routes(writer: Database, reader: Database, *, writes: bool) -> dict[tuple[bytes, bytes], Route]:
     """Return the routes by (method, path)."""
-    logs, runs, experiments = Logs(writer), Runs(writer), Experiments(writer, reader)
+    logs, runs, experiments = Logs(writer), Runs(writer), Experiments(writer)
     posts = {
         "runs/create": runs.create,
         "runs/update": runs.update,
@@ -87,6 +87,7 @@ class Router:
                 return self._not_mine(route.name, "connection lost")
             print(f"{route.name}: outcome unknown: {error}", flush=True)
             self._counters.count(route.name, "unknown", str(error))
+            self._note(request, 503)
             return UNKNOWN
         except Exception:  # noqa: BLE001  a bug here must not be a bug of clients: nothing plain was done
             traceback.print_exc()
@@ -95,16 +96,19 @@ class Router:
             return UNKNOWN if route.changes else self._not_mine(route.name, "unexpected")
         self._counters.count(route.name, "fast")
         if route.changes:
-            self._audit.note(
-                method="POST",
-                path=request.path.decode(),
-                user=request.header(b"x-forwarded-user"),
-                address=request.header(b"x-real-ip"),
-                request_id=request.header(b"x-request-id"),
-                given=request.given,
-                status=200,
-            )
+            self._note(request, 200)
         return OK % (len(body), body)
+
+    def _note(self, request: Request, status: int) -> None:
+        self._audit.note(
+            method="POST",
+            path=request.path.decode(),
+            user=request.header(b"x-forwarded-user"),
+            address=request.header(b"x-real-ip"),
+            request_id=request.header(b"x-request-id"),
+            given=request.given,
+            status=status,
+        )
 
     def _not_mine(self, route: str, reason: str) -> bytes:
         self._counters.count(route, "fallback", reason)

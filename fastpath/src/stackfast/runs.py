@@ -33,8 +33,8 @@ from stackfast.requests import (
 STATUSES = frozenset({"RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"})
 USER_LENGTH = 256
 TAGS_AT_CREATION = 1000
-TRIES_SECONDS, TRY_AGAIN_SECONDS = 12.0, 0.2
-"""After an unknown outcome a creation is tried again with the same id for this long."""
+ALL_TRIES_SECONDS, TRY_AGAIN_SECONDS = 15.0, 0.2
+"""After an unknown outcome a creation is tried again with the same id; nginx gives up after 20 s."""
 PAIR_FIELDS = frozenset({"key", "value"})
 _CREATE_FIELDS = frozenset({"experiment_id", "user_id", "start_time", "tags", "run_name"})
 _UPDATE_FIELDS = frozenset({"run_id", "run_uuid", "status", "end_time"})
@@ -44,7 +44,7 @@ CREATE = """
 WITH given AS (
     SELECT * FROM unnest($1::text[], $2::int[], $3::text[], $4::text[], $5::bigint[])
         AS t(run_uuid, experiment_id, name, user_id, start_time)),
--- Where MLflow would only put the run's folder behind; what has a query or ends in "/" is MLflow's.
+-- Places behind which MLflow would only put the run's folder; others are MLflow's.
 made AS (
     INSERT INTO runs (run_uuid, name, source_type, source_name, entry_point_name, user_id, status,
         start_time, source_version, lifecycle_stage, artifact_uri, experiment_id)
@@ -52,7 +52,8 @@ made AS (
         start_time, '', 'active', artifact_location || '/' || run_uuid || '/artifacts', experiment_id
     FROM given JOIN experiments USING (experiment_id)
     WHERE lifecycle_stage = 'active'
-        AND artifact_location ~ '^[a-z0-9+-]+:/[A-Za-z0-9_./-]*[A-Za-z0-9_-]$'
+        AND artifact_location ~ ('^(mlflow-artifacts:/|[a-z][a-z0-9+]*://[A-Za-z0-9_.-]+/)'
+            || '([A-Za-z0-9_-][A-Za-z0-9_.-]*/)*[A-Za-z0-9_-][A-Za-z0-9_.-]*$')
     ON CONFLICT DO NOTHING RETURNING run_uuid, artifact_uri),
 new_tags AS (
     INSERT INTO tags (run_uuid, key, value)
@@ -176,28 +177,27 @@ class Runs:
             [each.start_time for each in creations],
             *([tag[column] for tag in tags] for column in range(3)),
         )
+        deadline = time.monotonic() + ALL_TRIES_SECONDS
         try:
             rows = await self._database.run(CREATE, *arguments)
         except UnknownOutcomeError:
-            rows = await self._make_sure(arguments)
+            rows = await self._make_sure(arguments, deadline)
         uris = {row["run_uuid"]: row["artifact_uri"] for row in rows}
         return [uris.get(each.run_id) for each in creations]
 
-    async def _make_sure(self, arguments: tuple[Any, ...]) -> list[Any]:
+    async def _make_sure(self, arguments: tuple[Any, ...], deadline: float) -> list[Any]:
         """Put the same runs down again, by their ids: those that are there already stay as they are.
 
         MLflow's client repeats a creation that got no answer, with another id: without this its
         first run would stay behind. An insertion waits for one of the same id whose end is open.
         """
-        deadline = time.monotonic() + TRIES_SECONDS
-        while True:
+        while (left := deadline - time.monotonic()) > 0:
             try:
-                await self._database.run(CREATE, *arguments)
-                return await self._database.run(MADE, arguments[0])
-            except (NotMineError, UndoneError, UnknownOutcomeError) as error:
-                if time.monotonic() > deadline:
-                    raise UnknownOutcomeError("creation") from error
+                await self._database.run(CREATE, *arguments, seconds=left)
+                return await self._database.run(MADE, arguments[0], seconds=left)
+            except (NotMineError, UndoneError, UnknownOutcomeError):
                 await asyncio.sleep(TRY_AGAIN_SECONDS)
+        raise UnknownOutcomeError("creation")
 
     async def _update(self, updates: list[tuple[str, str | None, int | None]]) -> list[bytes | None]:
         rows = await self._database.run(UPDATE, *map(list, zip(*updates, strict=True)))

@@ -36,6 +36,8 @@ _WORDS = frozenset().union(
     *(getattr(keywords, name) for name in dir(keywords) if name.startswith("KEYWORDS"))
 )
 """What sqlparse does not take for a name where no dot is beside it; in capitals."""
+_WORDS_AFTER_A_DOT = frozenset({"AS", "CASE", "FROM", "IN", "USING", "VALUES"})
+"""What sqlparse takes for a word of SQL even there (all of its words were tried)."""
 _NAME = (
     r"(?:(?P<kind>[a-z]+)\.)?"
     r"(?:(?P<plain>[A-Za-z_][A-Za-z0-9_]*)|(?P<quote>[`\"])(?P<quoted>[\w\-./: ]+)(?P=quote))"
@@ -67,6 +69,8 @@ def _name(match: re.Match[str]) -> tuple[str, str]:
     if kind is None:
         raise NotMineError("filter")
     if match["kind"] is None and (match["quoted"] or key.upper() in _WORDS):
+        raise NotMineError("filter")
+    if match["plain"] and key.upper() in _WORDS_AFTER_A_DOT:
         raise NotMineError("filter")
     if match["quoted"] and key != key.strip():
         raise NotMineError("filter")

@@ -61,6 +61,7 @@ BODY_LIMIT = 32 << 20
 """MLflow holds a body whole in memory anyway."""
 VALUE_LIMIT, LIST_LIMIT = 250, 1000
 FLUSH_SECONDS = 20.0
+LINES_AT_ONCE = 200
 
 overwritten: ContextVar[list[str] | None] = ContextVar("overwritten", default=None)
 """Where artifacts.py notes the objects that the present request wrote over."""
@@ -110,17 +111,21 @@ class AuditLog:
 
     def write(self, **fields: Any) -> None:
         """Write a line with the present moment."""
+        self._write([fields])
+
+    def _write(self, lines: list[dict[str, Any]]) -> None:
         now = self._clock()
-        line = json.dumps({"time": now.isoformat(timespec="milliseconds"), **fields}) + "\n"
+        moment = {"time": now.isoformat(timespec="milliseconds")}
+        text = "".join(json.dumps(moment | fields) + "\n" for fields in lines)
         try:
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
             descriptor = os.open(self._folder / f"audit-{now:%Y-%m-%d}.jsonl", flags, 0o644)
             try:
-                os.write(descriptor, line.encode())  # one call: lines of several workers do not mix
+                os.write(descriptor, text.encode())  # one call: lines of several workers do not mix
             finally:
                 os.close(descriptor)
         except OSError as error:
-            print(f"audit: {error}: {line}", end="", file=sys.stderr, flush=True)
+            print(f"audit: {error}: {text}", end="", file=sys.stderr, flush=True)
 
     def count(self, user: str, run_id: str, **amounts: int) -> None:
         """Count what a run has logged."""
@@ -129,8 +134,12 @@ class AuditLog:
     def flush(self) -> None:
         """Write the counts down and begin anew."""
         counts, self._counts = self._counts, {}
-        for (user, run_id), amounts in counts.items():
-            self.write(event="logged", user=user, run_id=run_id, **amounts)
+        lines = [
+            {"event": "logged", "user": user, "run_id": run_id, **amounts}
+            for (user, run_id), amounts in counts.items()
+        ]
+        for start in range(0, len(lines), LINES_AT_ONCE):
+            self._write(lines[start : start + LINES_AT_ONCE])
 
 
 class AuditRecorder:

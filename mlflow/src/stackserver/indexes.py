@@ -6,9 +6,10 @@ revision. MLflow 3.17.2 itself has none on `runs` but the primary key (store/tra
 
 from __future__ import annotations
 
-from psycopg2 import sql
+from psycopg2 import errors, sql
 from psycopg2.extensions import connection as Connection  # noqa: N812
 
+LOCK_TIMEOUT_SECONDS = 10
 INDEXES = {
     # ORDER BY of a search without an order: MLflow's, and the fast path's.
     "stack_runs_by_start": "runs (experiment_id, start_time DESC, run_uuid)",
@@ -22,17 +23,17 @@ INDEXES = {
 def make_indexes(connection: Connection) -> list[str]:
     """Make those that are missing and return their names. Neither readers nor writers wait for it.
 
-    One whose making was interrupted is there but not valid: it is made again.
+    One whose making was interrupted is there but not valid: it is made again. What cannot be done now (an
+    old transaction is open, or the tables belong to somebody else) is said and left to the next start.
     """
-    made = []
+    made: list[str] = []
     connection.autocommit = True  # CONCURRENTLY knows no transaction
     try:
         with connection.cursor() as cursor:
-            cursor.execute("SET statement_timeout = 0")
+            cursor.execute(f"SET statement_timeout = 0; SET lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'")
             cursor.execute(
                 "SELECT relname, indisvalid FROM pg_class JOIN pg_index ON indexrelid = pg_class.oid"
-                " WHERE relname = ANY(%s)",
-                (list(INDEXES),),
+                " WHERE indrelid = 'runs'::regclass"
             )
             present = dict(cursor.fetchall())
             for name, what in INDEXES.items():
@@ -42,6 +43,8 @@ def make_indexes(connection: Connection) -> list[str]:
                 cursor.execute(sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(identifier))
                 cursor.execute(sql.SQL("CREATE INDEX CONCURRENTLY {} ON ").format(identifier) + sql.SQL(what))
                 made.append(name)
+    except (errors.LockNotAvailable, errors.InsufficientPrivilege) as error:
+        print(f"pages of runs are slower than they could be, an index is missing: {error}", flush=True)
     finally:
         connection.autocommit = False
     return made
