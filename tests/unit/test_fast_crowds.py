@@ -101,7 +101,7 @@ def work(address: str, folder: Path, do: Callable[[Service], Awaitable[None]], *
 
 
 def test_a_hundred_clients_write_the_same_things(address: str, tmp_path: Path) -> None:
-    """Exactly MLflow's outcome: each point once, the newest is the latest, one value of a param, one of a tag."""
+    """As in MLflow: each point once, the newest is the latest, one value of a param, one of a tag."""
 
     async def do(found: Service) -> None:
         run_id = await found.run()

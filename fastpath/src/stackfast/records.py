@@ -25,8 +25,8 @@ SELECT
         WHERE source_type = 'RUN_OUTPUT' AND source_id = ANY($1::text[]) LIMIT {ENTRIES}) AS t)
 """
 
-# What MLflow leaves out when it is null or "" is left out here. A run whose record is odd (no name, no
-# user, no start) comes back as null.
+# A whole number has a ".0", as Python writes it. What MLflow leaves out when it is null or "" is left
+# out here. A run whose record is odd (no name, no user, no start) comes back as null.
 _WHOLE = """
 SELECT run.run_uuid, CASE WHEN run.name <> '' AND run.user_id IS NOT NULL AND run.start_time IS NOT NULL
     AND run.status IS NOT NULL AND run.artifact_uri <> '' THEN
@@ -38,7 +38,9 @@ json_build_object(
         'artifact_uri', run.artifact_uri, 'lifecycle_stage', run.lifecycle_stage)),
     'data', json_strip_nulls(json_build_object(
         'metrics', (SELECT json_agg(json_build_object('key', key,
-                'value', CASE WHEN is_nan THEN '"NaN"'::json ELSE to_json(value) END,
+                'value', CASE WHEN is_nan THEN '"NaN"'::json
+                    WHEN value = trunc(value) AND abs(value) < 1e15 THEN (value || '.0')::json
+                    ELSE to_json(value) END,
                 'timestamp', timestamp, 'step', step))
             FROM latest_metrics WHERE run_uuid = run.run_uuid),
         'params', (SELECT json_agg(json_build_object('key', key, 'value', value))

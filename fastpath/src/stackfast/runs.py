@@ -127,8 +127,8 @@ class Runs:
             run_id=uuid.uuid4().hex,
             experiment_id=experiment_id_of(given.get("experiment_id")),
             name=name,
-            user_id=text_of(given.get("user_id"), USER_LENGTH),
-            start_time=int64_of(given.get("start_time")),
+            user_id=text_of(given.get("user_id", ""), USER_LENGTH),
+            start_time=int64_of(given.get("start_time", 0)),
             tags=tags,
         )
         artifact_uri = await self._creations.submit(creation, weight=1 + len(tags))
