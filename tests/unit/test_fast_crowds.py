@@ -16,10 +16,11 @@ import pgserver
 import pytest
 import sqlalchemy
 
-from stackfast import database, protocol
+from stackfast import batcher, database, protocol
 from stackfast.counters import Counters
 from stackfast.database import READING, WRITING, Database
 from stackfast.gate import Gate
+from stackfast.outcomes import NotMineError
 from stackfast.protocol import Connections
 from stackfast.requests import Request
 from stackfast.routes import NOT_MINE, Router, routes
@@ -70,12 +71,12 @@ class Service:
 
 
 @asynccontextmanager
-async def service(address: str, folder: Path, connections: int = 4):
+async def service(address: str, folder: Path, **options: str):
     async def connect(server_settings: dict[str, str]) -> asyncpg.Connection:
         return await asyncpg.connect(address, server_settings=server_settings, timeout=5)
 
     gate = Gate()
-    writer = Database(lambda: connect(WRITING), connections, gate.check)
+    writer = Database(lambda: connect({**WRITING, **options}), 4, gate.check)
     reader = Database(lambda: connect(READING), 1, gate.check)
     counters = Counters()
     router = Router(routes(writer, reader, writes=True), counters, AuditRecorder(AuditLog(folder)))
@@ -92,7 +93,7 @@ async def service(address: str, folder: Path, connections: int = 4):
         await look.close()
 
 
-def work(address: str, folder: Path, do: Callable[[Service], Awaitable[None]], **options: Any) -> None:
+def work(address: str, folder: Path, do: Callable[[Service], Awaitable[None]], **options: str) -> None:
     async def all_of_it() -> None:
         async with service(address, folder, **options) as found:
             await do(found)
@@ -100,8 +101,12 @@ def work(address: str, folder: Path, do: Callable[[Service], Awaitable[None]], *
     asyncio.run(asyncio.wait_for(all_of_it(), 120))
 
 
-def test_a_hundred_clients_write_the_same_things(address: str, tmp_path: Path) -> None:
+def test_a_hundred_clients_write_the_same_things(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As in MLflow: each point once, the newest is the latest, one value of a param, one of a tag."""
+
+    monkeypatch.setattr(batcher, "LATE_SECONDS", 60)  # here nothing goes to MLflow for slowness
 
     async def do(found: Service) -> None:
         run_id = await found.run()
@@ -126,10 +131,8 @@ def test_a_hundred_clients_write_the_same_things(address: str, tmp_path: Path) -
             return [status for status, _ in answers]
 
         statuses = await asyncio.gather(*(client(number) for number in range(100)))
-        for column in (0, 2, 3):
+        for column in (0, 2, 3, 4):
             assert {row[column] for row in statuses} == {200}
-        # A param that another client is just writing, with the same value: MLflow looks.
-        assert {row[4] for row in statuses} <= {200, 418}
         # Who wrote another value than the first goes to MLflow, which refuses it.
         (value,) = (
             row[0]
@@ -145,7 +148,7 @@ def test_a_hundred_clients_write_the_same_things(address: str, tmp_path: Path) -
         assert len(await found.rows("SELECT FROM params WHERE run_uuid = $1", run_id)) == 11
         assert len(await found.rows("SELECT FROM tags WHERE run_uuid = $1", run_id)) == 3
 
-    work(address, tmp_path, do)
+    work(address, tmp_path, do, lock_timeout="60s", statement_timeout="60s")
 
 
 def test_what_is_not_plain_changes_nothing_at_all(address: str, tmp_path: Path) -> None:
@@ -182,10 +185,8 @@ def test_clients_that_lose_their_connections_hear_503_and_creations_are_made_onc
     address: str, tmp_path: Path
 ) -> None:
     async def do(found: Service) -> None:
-        stop = asyncio.Event()
-
         async def killer() -> None:
-            while not stop.is_set():
+            for _ in range(30):
                 await found.look.execute(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                     " WHERE application_name = 'stackfast' AND pid <> pg_backend_pid()"
@@ -219,7 +220,6 @@ def test_clients_that_lose_their_connections_hear_503_and_creations_are_made_onc
             for client_said in await asyncio.gather(*(client(n) for n in range(20)))
             for each in client_said
         ]
-        stop.set()
         await killing
         assert {status for _, status, _ in said} <= {200, 418, 503}
         names = [row[0] for row in await found.rows("SELECT name FROM runs WHERE name LIKE 'killed-%'")]
@@ -302,6 +302,169 @@ def test_a_search_page_is_in_mlflows_order_and_its_pages_hold_each_run_once(
         assert empty == (200, {})
 
     work(address, tmp_path, do)
+
+
+def test_a_param_that_another_is_just_writing_leaves_no_part_behind(address: str, tmp_path: Path) -> None:
+    async def do(found: Service) -> None:
+        run_id = await found.run()
+        before = await counts(found)
+        batch = {
+            "run_id": run_id,
+            "params": [{"key": "a", "value": "1"}, {"key": "b", "value": "ours"}],
+            "metrics": [{"key": "m", "value": 1, **OLD}],
+        }
+        transaction = found.look.transaction()
+        await transaction.start()
+        await found.look.execute(
+            "INSERT INTO params (run_uuid, key, value) VALUES ($1, 'b', 'theirs')", run_id
+        )
+        posted = asyncio.create_task(found.post("runs/log-batch", **batch))
+        await asyncio.sleep(0.05)
+        await transaction.commit()
+        assert (await posted)[0] == 418
+        after = await counts(found)
+        assert [n for (n,) in after] == [n + (table == 2) for table, (n,) in enumerate(before)]
+
+    work(address, tmp_path, do)
+
+
+def test_a_page_of_many_bytes_and_a_tag_of_no_value_are_mlflows(address: str, tmp_path: Path) -> None:
+    async def do(found: Service) -> None:
+        made = [await found.run() for _ in range(10)]
+        await found.look.execute(
+            "INSERT INTO datasets (dataset_uuid, experiment_id, name, digest, dataset_source_type,"
+            " dataset_source, dataset_schema) VALUES ('large', $1, 'd', 'x', 't', 's', repeat('x', 1000000))",
+            int(found.experiment_id),
+        )
+        await found.look.execute(
+            "INSERT INTO inputs (input_uuid, source_type, source_id, destination_type, destination_id, step)"
+            " SELECT run, 'DATASET', 'large', 'RUN', run, 0 FROM unnest($1::text[]) AS run",
+            made,
+        )
+        page = {"experiment_ids": [found.experiment_id]}
+        assert (await found.post("runs/search", **page))[0] == 418
+        status, answer = await found.post("runs/search", **page, max_results=5)
+        assert (status, len(answer["runs"])) == (200, 5)
+        await found.look.execute("INSERT INTO tags (run_uuid, key) VALUES ($1, 'old')", sorted(made)[0])
+        assert (await found.post("runs/search", **page, max_results=5))[0] == 418
+        await found.look.execute("DELETE FROM inputs")
+
+    work(address, tmp_path, do)
+
+
+class Fake:
+    """A connection that is there until it is closed."""
+
+    closed = False
+
+    def is_closed(self) -> bool:
+        return self.closed
+
+    def terminate(self) -> None:
+        self.closed = True
+
+
+def test_whoever_waits_for_a_connection_is_served_in_order_and_told_when_there_is_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(database, "WAIT_SECONDS", 1.0)
+    there = True
+
+    async def connect() -> Fake:
+        await asyncio.sleep(0)
+        if not there:
+            raise ConnectionRefusedError
+        return Fake()
+
+    async def fine(_: Fake) -> None: ...
+
+    async def all_of_it() -> None:
+        nonlocal there
+        pool = Database(connect, 2, fine)
+        served: list[int] = []
+
+        async def client(number: int, turns: int) -> None:
+            for _ in range(turns):
+                async with pool.connection():
+                    served.append(number)
+                    await asyncio.sleep(0.001)
+
+        await asyncio.gather(*(client(number, 5) for number in range(20)))
+        # Nobody comes twice before all others that waited have come once.
+        for turn in range(5):
+            assert sorted(served[turn * 20 : turn * 20 + 20]) == list(range(20))
+        assert pool._room + len(pool._free) == 2
+
+        for connection in pool._free:
+            connection.terminate()
+        there = False
+        began = time.monotonic()
+        found = await asyncio.gather(*(client(number, 1) for number in range(30)), return_exceptions=True)
+        assert {str(error) for error in found} == {"database away"}
+        assert time.monotonic() - began < 1.0
+        await asyncio.sleep(0)
+        assert pool._room + len(pool._free) == 2
+        there = True
+        await asyncio.sleep(database.AWAY_SECONDS)
+
+        async with pool.connection(), pool.connection():
+            waiting = asyncio.create_task(client(1, 1))
+            await asyncio.sleep(0.01)
+            waiting.cancel()
+            with pytest.raises(NotMineError, match="no connection free"):
+                await client(2, 1)
+        await client(3, 1)
+        assert pool._room + len(pool._free) == 2
+
+    asyncio.run(asyncio.wait_for(all_of_it(), 30))
+
+
+def test_a_half_request_is_read_to_its_end_while_the_service_goes(tmp_path: Path) -> None:
+    async def all_of_it() -> None:
+        async def answer(request: Request) -> bytes:
+            return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(request.body), request.body)
+
+        shared = Connections(answer, NOT_MINE % b"large")
+        server = await asyncio.get_running_loop().create_unix_server(shared, str(tmp_path / "s"))
+        reader, writer = await asyncio.open_unix_connection(str(tmp_path / "s"))
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 8\r\n\r\nhalf")
+        await asyncio.sleep(0.05)
+        server.close()
+        draining = asyncio.create_task(shared.drain(10))
+        await asyncio.sleep(0.2)
+        writer.write(b"half")
+        assert (await asyncio.wait_for(reader.read(), 5)).endswith(b"halfhalf")
+        await draining
+        writer.close()
+
+    asyncio.run(asyncio.wait_for(all_of_it(), 30))
+
+
+def test_large_answers_that_nobody_reads_have_a_limit(tmp_path: Path) -> None:
+    async def all_of_it() -> None:
+        body = b"x" * (protocol.UNSENT_LIMIT // 4 - 100)
+
+        async def answer(_: Request) -> bytes:
+            return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+
+        shared = Connections(answer, NOT_MINE % b"large")
+        server = await asyncio.get_running_loop().create_unix_server(shared, str(tmp_path / "s"))
+        clients = [await asyncio.open_unix_connection(str(tmp_path / "s")) for _ in range(8)]
+        for _, writer in clients:
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await asyncio.sleep(0.5)
+        assert 0 < shared.unsent <= protocol.UNSENT_LIMIT
+        heads = [await asyncio.wait_for(reader.readline(), 5) for reader, _ in clients]
+        assert sum(b"200" in head for head in heads) == 4
+        assert sum(b"418" in head for head in heads) == 4
+        for reader, writer in clients:
+            writer.close()
+            await reader.read()
+        await asyncio.sleep(0.1)
+        assert shared.unsent == 0
+        server.close()
+
+    asyncio.run(asyncio.wait_for(all_of_it(), 30))
 
 
 def test_the_protocol_answers_whole_requests_one_after_the_other_and_drains(tmp_path: Path) -> None:

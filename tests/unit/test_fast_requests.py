@@ -156,6 +156,8 @@ def test_filters_and_orders_become_sql_with_arguments_only() -> None:
         "params.` a` = 'x'",
         " params.a = 'x'",
         "order = 'x'",
+        "metrics.values > 1",
+        "params.from = 'x'",
     ],
 )
 def test_filters_that_are_not_certainly_the_same_are_mlflows(text: str) -> None:

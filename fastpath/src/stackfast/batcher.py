@@ -105,7 +105,7 @@ class Batcher(Generic[Item, Answer]):
         try:
             answers = await self._statement([waiting.item for waiting in batch])
         except UndoneError as error:
-            if len(batch) == 1:
+            if len(batch) == 1 and not error.race:
                 _refuse(batch[0], "refused by the database" if not error.lock else "lock")
                 return
             await self._one_by_one(batch)

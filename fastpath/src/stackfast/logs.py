@@ -194,14 +194,15 @@ def _statement(metrics: bool, params: bool, tags: bool) -> str:
                 INSERT INTO params (run_uuid, key, value)
                 SELECT run_uuid, key, value FROM param JOIN free USING (n) ORDER BY run_uuid, key
                 ON CONFLICT DO NOTHING RETURNING run_uuid, key),
-            -- Another is just writing one of them: no part of this statement may stay.
+            -- Another is just writing one of them: no part of this statement may stay (an error of its own).
             done AS MATERIALIZED (
                 SELECT n, run_uuid FROM free WHERE 1 = 1 / (CASE WHEN EXISTS (
                     SELECT FROM param WHERE param.n = free.n
                     AND NOT EXISTS (SELECT FROM new_params AS made
                         WHERE made.run_uuid = free.run_uuid AND made.key = param.key)
                     AND NOT EXISTS (SELECT FROM params AS known
-                        WHERE known.run_uuid = free.run_uuid AND known.key = param.key)) THEN 0 ELSE 1 END))""",
+                        WHERE known.run_uuid = free.run_uuid AND known.key = param.key)
+                    ) THEN 0 ELSE 1 END))""",
         ]
     if metrics:
         parts += [

@@ -16,7 +16,7 @@ class UnknownOutcomeError(Exception):
 
 
 class UndoneError(Exception):
-    """PostgreSQL refused a statement and rolled it back. `lock` says that it waited too long for a lock."""
+    """PostgreSQL refused a statement and rolled it back."""
 
     def __init__(self, sqlstate: str) -> None:
         super().__init__(sqlstate)
@@ -26,3 +26,8 @@ class UndoneError(Exception):
     def lock(self) -> bool:
         """Whether another transaction held what the statement needed (55P03, 40P01)."""
         return self.sqlstate in {"55P03", "40P01"}
+
+    @property
+    def race(self) -> bool:
+        """Whether another wrote the same just now: who looks again sees it (22012, as logs.py raises it)."""
+        return self.sqlstate == "22012"

@@ -21,7 +21,7 @@ def _sizes(table: str, size: str, where: str = "run_uuid = ANY($1::text[])") -> 
 _PAIR = "CASE WHEN value IS NULL THEN 1 << 30 ELSE 30 + octet_length(key) + octet_length(value) END"
 # About the bytes of the JSON. A tag without a value, as old servers have left, is MLflow's too.
 SIZE = " + ".join(
-    f"(SELECT coalesce(sum(size) + CASE WHEN count(*) = {ENTRIES} THEN 1 << 30 ELSE 0 END, 0) FROM ({each}) AS t)"
+    f"(SELECT coalesce(sum(size), 0) + CASE count(*) WHEN {ENTRIES} THEN 1 << 30 ELSE 0 END FROM ({each}) t)"
     for each in (
         _sizes("latest_metrics", "80 + octet_length(key)"),
         _sizes("params", _PAIR),
