@@ -493,7 +493,7 @@ LOG = {
     "param": lambda run, how: how("runs/log-parameter", {"run_id": run, "key": "k", "value": "1"}),
     "tag": lambda run, how: how("runs/set-tag", {"run_id": run, "key": "k", "value": "1"}),
     "batch": lambda run, how: how("runs/log-batch", {"run_id": run, "tags": [{"key": "k", "value": "1"}]}),
-    "update": lambda run, how: how("runs/update", {"run_id": run, "run_name": "x"}),
+    "update": lambda run, how: how("runs/update", {"run_id": run, "status": "FAILED"}),
 }
 
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from kit.differential import Pair, Side, Step, cases, either, fast, slow
 
-EXPERIMENT, OTHER, EMPTY = "<experiment 1>", "<experiment 2>", "<experiment 3>"
+EXPERIMENT, OTHER, EMPTY, OLD, BROKEN = (f"<experiment {number}>" for number in (1, 2, 3, 4, 5))
+"""Two with plain runs, one without any, one with runs as older MLflows left them, one that it cannot read."""
 START = 1700000000000
 
 
@@ -34,30 +35,37 @@ def text(value: Any) -> str:
 
 
 STATUSES = ("FINISHED", "RUNNING", "FAILED", "SCHEDULED", "KILLED")
-USERS = ("ada", "grace", "", None, "Ada")
+USERS = ("ada", "grace", "", "ada%", "Ada")
 WORDS = ("adam", "sgd", "Adam", "a%b", "a_b", "", "größe", "a'b", "A", "adam ")
 LOSSES = (0.5, 0.25, 0.5, -1.0, 0.0, 1.7976931348623157e308, -1.7976931348623157e308, 1e-300, 3.0)
 
 
 def seed_rows() -> dict[str, list[tuple[Any, ...]]]:
-    """Return the rows of all tables; the experiment is its index here."""
+    """Return the rows of all tables; the experiment is its index here.
+
+    Numbers from 36 on are of older MLflows: without a start or a name; from 48 on one has no user,
+    at which stock MLflow answers 500.
+    """
     rows: dict[str, list[tuple[Any, ...]]] = {"runs": [], "latest_metrics": [], "params": [], "tags": []}
-    for number in range(36):
+    for number in range(51):
         run = run_id(number)
+        is_old = number >= 36
         # Ties of three, runs without a start, and one at 0.
-        start = None if number % 9 == 4 else 0 if number == 20 else START + (number * 7 % 36) // 3 * 1000
+        start = 0 if number == 20 else START + (number * 7 % 36) // 3 * 1000
+        start = None if is_old and number % 3 == 0 and number < 48 else start
         end = None if number % 4 == 1 else START + number % 5
-        name = f"run {number % 8}" if number not in {3, 12} else ("" if number == 3 else None)
+        name = ("", None)[number % 2] if is_old and number % 5 == 0 else f"run {number % 8}"
         stage = "deleted" if number % 11 == 10 else "active"
-        experiment = 1 if number % 6 == 5 else 0
-        user = USERS[number % 5]
+        experiment = 4 if number >= 48 else 3 if is_old else 1 if number % 6 == 5 else 0
+        user = None if number == 50 else USERS[number % 5]
+        if number >= 48:
+            start, stage = START - number, "active"
         uri = f"mlflow-artifacts:/seed/{run}/artifacts"
         status = STATUSES[number * 3 % 5]
         rows["runs"].append(
             (run, name, "UNKNOWN", "", "", user, status, start, end, "", stage, uri, experiment)
         )
-        if name or number == 3:
-            rows["tags"].append((run, "mlflow.runName", name or "old name"))
+        rows["tags"].append((run, "mlflow.runName", name or "old name"))
         if number % 3 != 2:
             nan = number % 7 == 6
             value = 0 if nan else LOSSES[number % len(LOSSES)]
@@ -102,11 +110,13 @@ Seed = Mapping[str, list[str]]
 def seed(pair: Pair) -> Seed:
     """The seed's experiments: the ids by the side's name."""
     pair.begin(run=False)
-    for name in ("seed's other", "seed's empty"):
+    for name in ("seed's other", "seed's empty", "seed's old", "seed's broken"):
         pair.send(fast("experiments/create", {"name": name}))
     found = {}
     for side in pair.sides:
-        found[side.name] = [side.names.fill(name.encode()).decode() for name in (EXPERIMENT, OTHER, EMPTY)]
+        found[side.name] = [
+            side.names.fill(name.encode()).decode() for name in (EXPERIMENT, OTHER, EMPTY, OLD, BROKEN)
+        ]
         store(side, found[side.name])
     return found
 
@@ -237,7 +247,7 @@ CALLS = {
     "view as a number": search(either, run_view_type=2),
     "view unknown": search(slow, run_view_type="EVERY"),
     "view in lower case": search(slow, run_view_type="all"),
-    "view empty": search(slow, run_view_type=""),
+    "view empty": search(run_view_type=""),
     "view null": search(either, run_view_type=None),
     "0 results": search(slow, max_results=0),
     "1 result": search(max_results=1),
@@ -454,7 +464,6 @@ FILTERS = {
     "user bare": where("user_id != 'ada'"),
     "name": where("attributes.run_name = 'run 2'"),
     "name bare": where("run_name LIKE 'run%'"),
-    "name of an old run": where("attributes.run_name = 'old name'"),
     "name, other spelling": where("attributes.`Run name` = 'run 2'", either),
     "name !=": where("attributes.run_name != 'run 2'"),
     "start >": where(f"attributes.start_time > {START + 4000}"),
@@ -563,8 +572,38 @@ def test_filters(pair: Pair, seed: Seed, steps: list[Step]) -> None:
     send(pair, seed, steps)
 
 
+OF_OLD_RUNS = {
+    "all": slow("runs/search", {"experiment_ids": [OLD]}),
+    "without a start last": slow("runs/search", {"experiment_ids": [OLD], "order_by": ["start_time ASC"]}),
+    "by name": slow("runs/search", {"experiment_ids": [OLD], "order_by": ["attributes.run_name ASC"]}),
+    "named by their tag": slow(
+        "runs/search", {"experiment_ids": [OLD], "filter": "attributes.run_name = 'old name'"}
+    ),
+    "beside others": slow(
+        "runs/search", {"experiment_ids": [OLD, EXPERIMENT, OTHER], "run_view_type": "ALL"}
+    ),
+    "with a start": either("runs/search", {"experiment_ids": [OLD], "filter": "attributes.start_time >= 0"}),
+    "one without a user": slow("runs/search", {"experiment_ids": [BROKEN]}),
+    "one without a user, after the page": slow("runs/search", {"experiment_ids": [BROKEN], "max_results": 2}),
+    "one without a user, on the next page": fast(
+        "runs/search", {"experiment_ids": [BROKEN], "max_results": 1}
+    ),
+    "one without a user, read": slow("runs/get", query=f"run_id={run_id(50)}"),
+    **{
+        f"read, {number}": either("runs/get", query=f"run_id={run_id(number)}")
+        for number in (36, 39, 40, 45, 47)
+    },
+    **{
+        f"page {number}": either(
+            "runs/search", {"experiment_ids": [OLD], "max_results": 2, "page_token": token(number)}
+        )
+        for number in (2, 4, 6, 8, 10)
+    },
+}
+
 WALKS = [
     {},
+    {"experiment_ids": [OLD, EXPERIMENT]},
     {"order_by": ["start_time ASC"]},
     {"order_by": ["metrics.loss DESC"]},
     {"order_by": ["params.lr ASC", "attributes.end_time DESC"], "run_view_type": "ALL"},
@@ -572,19 +611,24 @@ WALKS = [
 ]
 
 
+@cases(OF_OLD_RUNS)
+def test_runs_as_older_mlflows_left_them(pair: Pair, seed: Seed, steps: list[Step]) -> None:
+    send(pair, seed, steps)
+
+
 @pytest.mark.parametrize("page", [1, 4, 27])
-@pytest.mark.parametrize("given_fields", WALKS, ids=["default", "start", "metric", "two", "filter"])
+@pytest.mark.parametrize("given_fields", WALKS, ids=["default", "old", "start", "metric", "two", "filter"])
 def test_all_pages(pair: Pair, seed: Seed, given_fields: dict[str, Any], page: int) -> None:
     pair.begin_in(seed)
     seen: list[str] = []
     page_token = ""
     for _ in range(60):
-        said = pair.send(search(**given_fields, max_results=page, page_token=page_token))
+        said = pair.send(search(either, **given_fields, max_results=page, page_token=page_token))
         seen += [run["info"]["run_id"] for run in said.get("runs", [])]
         if "next_page_token" not in said:
             break
         page_token = token(said["next_page_token"]["page token"]["offset"])
-    everything = pair.send(search(**given_fields, max_results=1000))
+    everything = pair.send(search(either, **given_fields, max_results=1000))
     assert seen == [run["info"]["run_id"] for run in everything["runs"]]
     assert len(seen) > 10
 
@@ -636,7 +680,7 @@ orders = st.lists(
     max_size=2,
 )
 searches = st.fixed_dictionaries(
-    {"experiment_ids": st.sampled_from([[EXPERIMENT], [EXPERIMENT, OTHER], [EMPTY]])},
+    {"experiment_ids": st.sampled_from([[EXPERIMENT], [EXPERIMENT, OTHER], [EMPTY], [OLD]])},
     optional={
         "filter": filters,
         "order_by": orders,

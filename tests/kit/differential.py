@@ -181,10 +181,6 @@ class Names:
             self._pattern = re.compile("|".join(re.escape(known) for known in longest_first))
         return self._pattern.sub(lambda found: self._of_id[found[0]], text)
 
-    def count(self, kind: str) -> int:
-        """Return how many ids of a kind are known."""
-        return self._count.get(kind, 0)
-
     def learn_from(self, target: str, answer: Answer) -> None:
         """Learn the id that an answer to a creating request names."""
         if answer.status != 200 or not CREATING.search(unquote(urlsplit(target).path)):
@@ -201,12 +197,15 @@ class Names:
             self.learn("model", str(said["model"].get("info", {}).get("model_id", "")))
 
     def fill(self, text: bytes) -> bytes:
-        """Return a request's text with ids for their names; `<run 1, encoded>` in percent encoding."""
+        """Return a request's text with ids for their names; `<run 1, encoded>` in percent encoding.
+
+        A run that is not there has an id that nobody has.
+        """
         for identifier, name in self._of_id.items():
             text = text.replace(name.encode(), identifier.encode())
             encoded = "".join(f"%{byte:02X}" for byte in identifier.encode())
             text = text.replace(name.encode()[:-1] + b", encoded>", encoded.encode())
-        return text
+        return re.sub(rb"<run \d+>", b"0" * 32, text)
 
     def hide(self, value: Any) -> Any:
         """Return a JSON value with names for ids, times of this case and names that were made up."""
