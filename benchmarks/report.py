@@ -53,8 +53,9 @@ def _where(run: Mapping[str, Any]) -> str:
     memory = "; ".join(f"{LABELS[name]} {number:,.0f}" for name, number in run.get("memory_mb", {}).items())
     return (
         f"Measured {run['date']} on {machine['cores']} cores ({machine['processor']}),"
-        f" {machine['memory_gb']} GB, kernel {machine['kernel']}, engine {machine['engine']}, revision {run['revision']}; rounds:"
-        f" {options['rounds']}; load average {min(loads, default=0):.1f} to {max(loads, default=0):.1f}."
+        f" {machine['memory_gb']} GB, kernel {machine['kernel']}, engine {machine['engine']},"
+        f" revision {run['revision']}; rounds: {options['rounds']};"
+        f" load average {min(loads, default=0):.1f} to {max(loads, default=0):.1f}."
         f"{quick}" + (f" Memory after the load, MB without the stores: {memory}." if memory else "")
     )
 

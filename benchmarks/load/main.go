@@ -36,6 +36,7 @@ var (
 	seconds    = flag.Float64("seconds", 4, "how long is measured")
 	warm       = flag.Float64("warm", 0.5, "seconds before that, which count for no rate and no latency")
 	experiment = flag.String("experiment", "0", "the experiment's id")
+	limit      = flag.Int("runs", 0, "each client logs so many runs, however long that takes; all of it is measured")
 
 	measuring, stopping atomic.Bool
 	head                []byte // the headers that are the same in every request
@@ -61,24 +62,31 @@ func main() {
 		head = fmt.Appendf(head, "Authorization: %s\r\n", authorization)
 	}
 	all := make([]*client, *clients)
+	measuring.Store(*limit > 0)
 	var ended sync.WaitGroup
 	for number := range all {
 		all[number] = &client{ok: map[string]int{}, errors: map[string]int{}}
 		ended.Add(1)
 		go func() {
 			defer ended.Done()
-			for !stopping.Load() {
+			for done := 0; !stopping.Load() && (*limit == 0 || done < *limit); done++ {
 				if all[number].logRun() && measuring.Load() {
 					all[number].runs++
 				}
 			}
 		}()
 	}
-	time.Sleep(time.Duration(*warm * float64(time.Second)))
+	if *limit == 0 {
+		time.Sleep(time.Duration(*warm * float64(time.Second)))
+	}
 	started := time.Now()
 	measuring.Store(true)
-	time.Sleep(time.Duration(*seconds * float64(time.Second)))
-	measuring.Store(false)
+	if *limit > 0 {
+		ended.Wait()
+	} else {
+		time.Sleep(time.Duration(*seconds * float64(time.Second)))
+		measuring.Store(false)
+	}
 	took := time.Since(started).Seconds()
 	stopping.Store(true)
 	ended.Wait() // what is under way is waited for, and counted if it fails
