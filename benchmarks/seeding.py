@@ -10,6 +10,7 @@ Tables = Literal["mlflow", "fasttrack"]
 """Whose tables: FastTrackML's have its name, its contexts and row numbers besides."""
 METRICS = PARAMS = 10
 PAGE_RUNS = 100
+LARGEST_FOR_ALL = 100_000
 START_MS = 1_700_000_000_000
 NEWEST = "newest run of all"
 """The name of the run that a page shows first."""
@@ -31,6 +32,11 @@ _EXTRA: dict[str, dict[str, tuple[str, str]]] = {
     },
 }
 """What each table has besides the columns of both: more columns, and their values."""
+
+
+def takes_part(server: str, runs: int) -> bool:
+    """Return whether a server gets an experiment of that many runs: a million are 9 GB, so not all of them do."""
+    return runs <= LARGEST_FOR_ALL or server in ("ours", "stock")
 
 
 def experiment_name(runs: int) -> str:

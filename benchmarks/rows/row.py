@@ -56,7 +56,8 @@ class Bench:
         """Put experiments of these sizes into the servers' databases, once."""
         for name in names:
             server = self.server(name)
-            wanted = [size for size in sizes if (server.database, size) not in self.seeded]
+            due = [size for size in sizes if seeding.takes_part(name, size)]
+            wanted = [size for size in due if (server.database, size) not in self.seeded]
             if wanted:
                 seeding.seed(self.peers.stack, server.database, server.tables, wanted)
                 self.seeded.update((server.database, size) for size in wanted)

@@ -27,6 +27,8 @@ def _prepare(bench: Bench) -> None:
 
 def measure(bench: Bench, name: str, runs: int) -> dict[str, Measured]:
     """Time each search, on one kept connection."""
+    if not seeding.takes_part(name, runs):
+        return {}
     server = bench.server(name)
     experiment_id = experiment_of(bench.peers, server, seeding.experiment_name(runs))
     url = f"{server.url}/api/2.0/mlflow/runs/search"

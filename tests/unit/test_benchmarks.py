@@ -297,6 +297,14 @@ def test_every_server_of_a_row_has_a_name_and_stock_is_among_them() -> None:
         assert set(row.peers) <= set(peers.PEERS)
 
 
+def test_a_million_runs_are_for_two_servers() -> None:
+    sizes = Options(long=True).sizes
+    assert sizes == [10_000, 100_000, 1_000_000]
+    names = ROWS["search"].servers
+    assert [name for name in names if seeding.takes_part(name, sizes[-1])] == ["ours", "stock"]
+    assert all(seeding.takes_part(name, size) for name in names for size in sizes[:-1])
+
+
 # Processor time
 
 
