@@ -48,7 +48,8 @@ type client struct {
 	reader     *bufio.Reader
 	requests   int // all, with those before and after the measured time
 	measured   []float64
-	runs       int // whole flows in the measured time
+	answered   int // those of them that a 200 answered
+	runs       int // whole flows that ended in the measured time
 	ok         map[string]int
 	errors     map[string]int
 	first      string
@@ -95,11 +96,12 @@ func main() {
 
 func report(all []*client, took float64) {
 	var latencies []float64
-	requests, runs, first := 0, 0, ""
+	requests, answered, runs, first := 0, 0, 0, ""
 	ok, failed := map[string]int{}, map[string]int{}
 	for _, one := range all {
 		latencies = append(latencies, one.measured...)
 		requests += one.requests
+		answered += one.answered
 		runs += one.runs
 		for route, count := range one.ok {
 			ok[route] += count
@@ -119,7 +121,7 @@ func report(all []*client, took float64) {
 	}
 	cpu := float64(usage.Utime.Nano()+usage.Stime.Nano()) / 1e9
 	text, err := json.Marshal(map[string]any{
-		"seconds": took, "requests": requests, "measured": len(latencies), "runs": runs,
+		"seconds": took, "requests": requests, "measured": len(latencies), "answered": answered, "runs": runs,
 		"p50_ms": quantile(latencies, 0.5), "p99_ms": quantile(latencies, 0.99), "max_ms": quantile(latencies, 1),
 		"ok": ok, "errors": failed, "first_error": first, "cpu_seconds": cpu,
 	})
@@ -210,6 +212,9 @@ func (c *client) post(route string, body []byte) []byte {
 		return nil
 	}
 	c.ok[route]++
+	if counted {
+		c.answered++
+	}
 	return answer
 }
 

@@ -20,7 +20,8 @@ MEASURES = (
 )
 TABLES = {"runs/create": "runs", "runs/log-parameter": "params", "runs/log-metric": "metrics"}
 """Where each acknowledged request must have left a row."""
-WARM_SECONDS = 0.5
+REQUESTS = 8
+"""Of a run. Rates are answered requests divided by these: of runs that take seconds, few end in the time."""
 TAIL_SECONDS = 150
 """The load generator waits for answers under way, at most a minute each; some more to connect."""
 
@@ -43,31 +44,34 @@ def measure(bench: Bench, name: str, step: tuple[int, int]) -> dict[str, Measure
         return {case: _limit(bench, clients, seconds)}
     server = bench.server(name)
     experiment_id = experiment(server, f"flow {uuid.uuid4().hex}")
+    warm_seconds = min(seconds / 2, 5)
     with Spent(bench.peers.groups(name, "postgres")) as spent:
-        found = generate(bench, server, experiment_id, clients, seconds)
+        found = generate(bench, server, experiment_id, clients, seconds=seconds, warm_seconds=warm_seconds)
     errors = dict(found["errors"])
     lost = _lost_rows(bench, server, experiment_id, found["ok"])
     if lost:
         errors["lost row"] = lost
     cpu_ms = spent.per_request_ms(found["requests"])
     cpu_ms["load"] = found["cpu_seconds"] * 1000 / max(found["requests"], 1)
-    values = {"runs/s": found["runs"] / found["seconds"]}
+    values = {"runs/s": found["answered"] / REQUESTS / found["seconds"]}
     if found["measured"]:
         values |= {"p50, ms": found["p50_ms"], "p99, ms": found["p99_ms"]}
     return {case: Measured(values, cpu_ms, errors, found["requests"], found["first_error"])}
 
 
-def generate(bench: Bench, server: Server, experiment_id: str, clients: int, seconds: int) -> dict[str, Any]:
+def generate(
+    bench: Bench, server: Server, experiment_id: str, clients: int, *, seconds: float, warm_seconds: float
+) -> dict[str, Any]:
     """Run the load generator and return what it reports (benchmarks/load/main.go)."""
     done = subprocess.run(
         [
             *(str(bench.load), "-target", f"127.0.0.1:{server.port}", "-experiment", experiment_id),
-            *("-clients", str(clients), "-seconds", str(seconds), "-warm", str(WARM_SECONDS)),
+            *("-clients", str(clients), "-seconds", str(seconds), "-warm", str(warm_seconds)),
         ],
         env={**os.environ, "LOAD_AUTHORIZATION": server.authorization},
         capture_output=True,
         text=True,
-        timeout=seconds + TAIL_SECONDS,
+        timeout=warm_seconds + seconds + TAIL_SECONDS,
         check=True,
     )
     return json.loads(done.stdout)
@@ -91,7 +95,7 @@ def _limit(bench: Bench, clients: int, seconds: int) -> Measured:
     """PostgreSQL alone. A transaction of pgbench is a whole run, so there are no ms of a request."""
     with Spent(bench.peers.groups("limit", "postgres")) as spent:
         found = pgbench.run(bench.peers.stack, clients, seconds)
-    requests = found.transactions * 8
+    requests = found.transactions * REQUESTS
     errors = {"failed transaction": found.failed} if found.failed else {}
     return Measured({"runs/s": found.per_second}, spent.per_request_ms(requests), errors, requests)
 

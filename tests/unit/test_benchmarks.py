@@ -21,6 +21,7 @@ import pgserver
 import psycopg2
 import pytest
 import sqlalchemy
+import yaml
 
 import canned
 import client_calls
@@ -305,6 +306,49 @@ def test_a_million_runs_are_for_two_servers() -> None:
     assert all(seeding.takes_part(name, size) for name in names for size in sizes[:-1])
 
 
+# The servers
+
+
+def test_the_other_servers_databases_are_let_in_beside_what_the_stack_lets_in(tmp_path: Path) -> None:
+    path = peers._hba(tmp_path)
+    own, added = path.read_text().rsplit("\n", 2)[:2]
+    assert f"{own}\n" == (ROOT / "postgres/pg_hba.conf").read_text()
+    assert added.split() == ["host", "stock,stockuv,fasttrack", "mlflow", "samenet", "scram-sha-256"]
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def overlay() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "benchmarks/compose.yml").read_text())["services"]
+
+
+def test_the_overlay_publishes_ports_of_this_machine_only_and_starts_nothing_by_itself() -> None:
+    services = overlay()
+    ports = [port for service in services.values() for port in service.get("ports", [])]
+    assert len(ports) == 4
+    assert all(port.startswith("127.0.0.1:${BENCH_") for port in ports)
+    own = set(yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"])
+    assert {name for name, service in services.items() if "profiles" not in service} <= own
+    assert set(peers.PEERS) <= set(services)
+
+
+def test_stock_mlflow_runs_none_of_the_stacks_own_code_and_differs_in_two_words() -> None:
+    services = overlay()
+    commands = {name: services[name]["command"] for name in ("stock", "stockuv")}
+    assert all(services[name]["environment"]["PYTHONPATH"] == "" for name in commands)
+    assert commands["stock"][-1] == "--uvicorn-opts=--loop asyncio --http h11"
+    assert commands["stockuv"][-1] == "--uvicorn-opts=--loop uvloop --http httptools"
+    assert [word.replace("stockuv", "stock") for word in commands["stockuv"][:-1]] == commands["stock"][:-1]
+
+
+def test_only_this_stack_is_asked_with_a_login() -> None:
+    ours = peers.Server("ours", 8080, "ann", "secret")
+    stock = peers.Server("stock", 8081)
+    assert (ours.authorization, stock.authorization) == ("Basic YW5uOnNlY3JldA==", "")
+    assert ours.client_environment["MLFLOW_TRACKING_PASSWORD"] == "secret"
+    assert "MLFLOW_TRACKING_PASSWORD" not in stock.client_environment
+    assert [stock.url, ours.database, stock.database] == ["http://127.0.0.1:8081", "mlflow", "stock"]
+
+
 # Processor time
 
 
@@ -578,6 +622,7 @@ def test_the_load_is_whole_runs_of_eight_requests(load: Path, way: str) -> None:
         found = generate(load, port, LOAD_AUTHORIZATION="Basic abc")
     assert (found["errors"], found["first_error"]) == ({}, "")
     assert found["runs"] == found["ok"]["runs/create"] == 3
+    assert found["answered"] == 24
     assert found["requests"] == found["measured"] == len(seen) == sum(found["ok"].values()) == 24
     assert 0 < found["p50_ms"] <= found["p99_ms"] <= found["max_ms"]
     assert [route for route, *_ in seen] == FLOW * 3
@@ -596,7 +641,8 @@ def test_the_load_counts_every_failed_request_by_its_kind(load: Path) -> None:
     assert found["errors"] == {"500": 1, "closed": 1, "429": 1}
     assert found["runs"] == 1  # the third: requests of the first failed, and the second was not created
     assert found["requests"] == len(seen) == 8 + 1 + 8
-    assert sum(found["ok"].values()) == len(seen) - 3
+    assert found["answered"] == sum(found["ok"].values()) == len(seen) - 3
+    assert found["measured"] == len(seen) - 1  # what was closed has no latency
     assert "runs/log-parameter: 500" in found["first_error"]
 
 

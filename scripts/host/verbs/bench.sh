@@ -4,7 +4,7 @@
 #:
 #: ROW is flow, held, client, search, pages or models; without, all of them (docs/performance.md says what each is).
 #: A throwaway stack and the others beside it, on the same PostgreSQL and MinIO; they take turns in each of N
-#: rounds (5). The whole of it takes about two hours, and wants a quiet machine with 12 GB of memory and 20 GB of
+#: rounds (5). The whole of it takes about 90 minutes, and wants a quiet machine with 12 GB of memory and 20 GB of
 #: disk. --quick: seconds, one round, only to see that it works. --long: also a million runs. The tables and every
 #: sample are kept in build/bench/; --save docs writes them into docs/performance.md; --from takes a kept FILE.json
 #: instead of measuring. A stack of yours is not touched, but it is slower meanwhile.
