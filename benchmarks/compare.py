@@ -91,7 +91,8 @@ def compare(rows: Sequence[Row], options: Options) -> dict[str, Any]:
             for row in rows:
                 measure_row(bench, row, samples)
             for name in running.servers:
-                memory[name] = sum(processes.memory_mb(running.groups(name)).values())
+                used = sum(processes.memory_mb(running.groups(name)).values())
+                memory |= {name: used} if used else {}  # root alone may look
     finally:
         run = report.run_of(
             samples, options, machine=peers.machine(), memory_mb=memory, date=date, revision=revision()

@@ -197,7 +197,7 @@ def load_generator(stack: Stack, folder: Path) -> Path:
     """Build benchmarks/load and return the program, put into a folder of this machine."""
     image = f"mlflow-stack/bench-load:{stack.image_tag}"
     stack.compose("--profile=peers-build", "build", "--quiet", "load", timeout=1800)
-    container = docker("create", image).strip().splitlines()[-1]
+    container = docker("create", image).splitlines()[0]
     try:
         docker("cp", f"{container}:/usr/local/bin/load", str(folder / "load"))
     finally:

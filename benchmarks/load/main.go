@@ -50,6 +50,7 @@ type client struct {
 	measured   []float64
 	answered   int // those of them that a 200 answered
 	runs       int // whole flows that ended in the measured time
+	fast       int // answers that name the fast path as who gave them, of all
 	ok         map[string]int
 	errors     map[string]int
 	first      string
@@ -96,13 +97,14 @@ func main() {
 
 func report(all []*client, took float64) {
 	var latencies []float64
-	requests, answered, runs, first := 0, 0, 0, ""
+	requests, answered, runs, fast, first := 0, 0, 0, 0, ""
 	ok, failed := map[string]int{}, map[string]int{}
 	for _, one := range all {
 		latencies = append(latencies, one.measured...)
 		requests += one.requests
 		answered += one.answered
 		runs += one.runs
+		fast += one.fast
 		for route, count := range one.ok {
 			ok[route] += count
 		}
@@ -121,7 +123,7 @@ func report(all []*client, took float64) {
 	}
 	cpu := float64(usage.Utime.Nano()+usage.Stime.Nano()) / 1e9
 	text, err := json.Marshal(map[string]any{
-		"seconds": took, "requests": requests, "measured": len(latencies), "answered": answered, "runs": runs,
+		"seconds": took, "requests": requests, "measured": len(latencies), "answered": answered, "runs": runs, "fast": fast,
 		"p50_ms": quantile(latencies, 0.5), "p99_ms": quantile(latencies, 0.99), "max_ms": quantile(latencies, 1),
 		"ok": ok, "errors": failed, "first_error": first, "cpu_seconds": cpu,
 	})
@@ -267,41 +269,52 @@ func (c *client) exchange(message []byte) (int, []byte, error) {
 	if err != nil {
 		return 0, nil, fmt.Errorf("no status line: %.80q", line)
 	}
-	length, chunked, closes, err := c.readHeaders()
+	found, err := c.readHeaders()
 	if err != nil {
 		return 0, nil, err
 	}
-	body, err := c.readBody(length, chunked)
+	body, err := c.readBody(found.length, found.chunked)
 	if err != nil {
 		return 0, nil, err
 	}
-	if closes {
+	if found.fast {
+		c.fast++
+	}
+	if found.closes {
 		c.connection.Close()
 		c.connection = nil
 	}
 	return status, body, nil
 }
 
-func (c *client) readHeaders() (length int, chunked, closes bool, err error) {
+// headers is what matters of an answer's headers.
+type headers struct {
+	length                int
+	chunked, closes, fast bool
+}
+
+func (c *client) readHeaders() (found headers, err error) {
 	for {
 		line, err := c.reader.ReadString('\n')
 		if err != nil {
-			return 0, false, false, err
+			return found, err
 		}
-		name, value, found := strings.Cut(strings.TrimSpace(line), ":")
-		if !found {
-			return length, chunked, closes, nil
+		name, value, more := strings.Cut(strings.TrimSpace(line), ":")
+		if !more {
+			return found, nil
 		}
 		value = strings.ToLower(strings.TrimSpace(value))
 		switch strings.ToLower(name) {
 		case "content-length":
-			if length, err = strconv.Atoi(value); err != nil {
-				return 0, false, false, err
+			if found.length, err = strconv.Atoi(value); err != nil {
+				return found, err
 			}
 		case "transfer-encoding":
-			chunked = value == "chunked"
+			found.chunked = value == "chunked"
 		case "connection":
-			closes = value == "close"
+			found.closes = value == "close"
+		case "x-answered-by":
+			found.fast = value == "fastpath"
 		}
 	}
 }

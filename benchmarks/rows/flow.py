@@ -54,6 +54,8 @@ def measure(bench: Bench, name: str, step: tuple[int, int]) -> dict[str, Measure
     cpu_ms = spent.per_request_ms(found["requests"])
     cpu_ms["load"] = found["cpu_seconds"] * 1000 / max(found["requests"], 1)
     values = {"runs/s": found["answered"] / REQUESTS / found["seconds"]}
+    if found["fast"]:
+        values["by the fast path, %"] = found["fast"] * 100 / found["requests"]
     if found["measured"]:
         values |= {"p50, ms": found["p50_ms"], "p99, ms": found["p99_ms"]}
     return {case: Measured(values, cpu_ms, errors, found["requests"], found["first_error"])}
