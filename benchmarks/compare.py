@@ -28,7 +28,7 @@ import processes
 import report
 from figures import Measured, Sample, sample
 from kit.stack import ROOT
-from rows import ROWS
+from rows import ROWS, flow
 from rows.row import Bench, Options, Row
 
 FAILURES = (AssertionError, RuntimeError, ValueError, OSError, requests.RequestException)
@@ -88,6 +88,7 @@ def compare(rows: Sequence[Row], options: Options) -> dict[str, Any]:
     try:
         with peers.running("compare", wanted) as running, tempfile.TemporaryDirectory() as folder:
             bench = Bench(running, options, peers.load_generator(running.stack, Path(folder)), set())
+            flow.warm(bench)
             for row in rows:
                 measure_row(bench, row, samples)
             for name in running.servers:

@@ -22,6 +22,7 @@ TABLES = {"runs/create": "runs", "runs/log-parameter": "params", "runs/log-metri
 """Where each acknowledged request must have left a row."""
 REQUESTS = 8
 """Of a run. Rates are answered requests divided by these: of runs that take seconds, few end in the time."""
+WARM_CLIENTS, WARM_RUNS = 16, 4
 TAIL_SECONDS = 150
 """The load generator waits for answers under way, at most a minute each; some more to connect."""
 
@@ -64,16 +65,33 @@ def measure(bench: Bench, name: str, step: tuple[int, int]) -> dict[str, Measure
 def generate(
     bench: Bench, server: Server, experiment_id: str, clients: int, *, seconds: float, warm_seconds: float
 ) -> dict[str, Any]:
-    """Run the load generator and return what it reports (benchmarks/load/main.go)."""
+    """Run the load generator by the clock and return what it reports (benchmarks/load/main.go)."""
+    clock = ("-seconds", str(seconds), "-warm", str(warm_seconds))
+    return _load(bench, server, experiment_id, clients, *clock, timeout=warm_seconds + seconds + TAIL_SECONDS)
+
+
+def warm(bench: Bench) -> None:
+    """Log some runs at every server before anything counts.
+
+    A worker process of MLflow opens its database at its first request: that took more than a second.
+    """
+    for server in bench.peers.servers.values():
+        experiment_id = experiment(server, f"warm {uuid.uuid4().hex}")
+        _load(bench, server, experiment_id, WARM_CLIENTS, "-runs", str(WARM_RUNS), timeout=600)
+
+
+def _load(
+    bench: Bench, server: Server, experiment_id: str, clients: int, *options: str, timeout: float
+) -> dict[str, Any]:
     done = subprocess.run(
         [
             *(str(bench.load), "-target", f"127.0.0.1:{server.port}", "-experiment", experiment_id),
-            *("-clients", str(clients), "-seconds", str(seconds), "-warm", str(warm_seconds)),
+            *("-clients", str(clients), *options),
         ],
         env={**os.environ, "LOAD_AUTHORIZATION": server.authorization},
         capture_output=True,
         text=True,
-        timeout=warm_seconds + seconds + TAIL_SECONDS,
+        timeout=timeout,
         check=True,
     )
     return json.loads(done.stdout)
