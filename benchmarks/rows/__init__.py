@@ -13,12 +13,12 @@ from rows.search import SEARCH
 
 
 def _artifacts() -> list[Row]:
-    """Return the row of benchmarks/artifacts.py, where that is there (it is measured alone too)."""
+    """Return the row of benchmarks/artifacts.py, where that is there and defines one (`ROW`)."""
     if find_spec("artifacts") is None:
         return []
     import artifacts
 
-    return [artifacts.ROW]
+    return [artifacts.ROW] if hasattr(artifacts, "ROW") else []
 
 
 ROWS: dict[str, Row] = {row.name: row for row in (FLOW, HELD, CLIENT, SEARCH, *_artifacts(), PAGES, MODELS)}
