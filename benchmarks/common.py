@@ -24,17 +24,19 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 @contextmanager
-def throwaway(name: str) -> Iterator[Stack]:
-    """A started stack with default settings and a project, port and volumes of its own."""
+def throwaway(name: str, **extra: str) -> Iterator[Stack]:
+    """A started stack with a project, port and volumes of its own, and default settings but for `extra`."""
     with tempfile.TemporaryDirectory() as folder:
         settings = Path(folder) / "env"
         settings.write_text("")
-        stack = Stack(f"bench-{name}", free_port(), settings, "latest")
+        stack = Stack(f"bench-{name}", free_port(), settings, "latest", extra)
         try:
             stack.verb("up", "--yes", timeout=1800)
             yield stack
         finally:
             stack.compose("down", "--volumes", check=False)
+            for path in (_ROOT / ".stack").glob(f"{stack.project}.*"):
+                path.unlink()
 
 
 def spread(name: str, values: list[float], unit: str) -> str:

@@ -16,4 +16,5 @@ for part in auth fastpath scripts minio; do
         "$part/requirements.in" --output-file "$part/requirements.txt"
 done
 lock --python-version 3.13 --no-deps nginx/requirements.in --output-file nginx/requirements.txt
+lock --python-version 3.13 --no-deps benchmarks/requirements.in --output-file benchmarks/requirements.txt
 lock --universal --python-version 3.11 tests/requirements.in --output-file tests/requirements.txt

@@ -9,7 +9,8 @@ parse_options() {
     shift 2
     # Never from the environment: VOLUMES=yes there must not delete anything.
     ASSUME_YES=no JSON=no VERSIONS=no VOLUMES=no LONG=no BUILD=yes REST=''
-    FULL=no REPLACE=no REFRESH=no RENEW=no REQUESTS=no SINCE='' NAMED='' WORDS='' FROM_OFFSITE=no TO='' SET='' option=''
+    FULL=no REPLACE=no REFRESH=no RENEW=no REQUESTS=no SINCE='' NAMED='' WORDS='' FROM_OFFSITE=no TO='' SET='' QUICK=no
+    ROUNDS='' SAVE='' FROM='' option=''
     for argument in "$@"; do
         case $option in
             --to) TO=$argument option='' && continue ;;
@@ -17,6 +18,9 @@ parse_options() {
             --user) NAMED=$argument option='' && continue ;;
             --since) SINCE=$argument option='' && continue ;;
             --words) WORDS=$argument option='' && continue ;;
+            --rounds) ROUNDS=$argument option='' && continue ;;
+            --save) SAVE=$argument option='' && continue ;;
+            --from) FROM=$argument option='' && continue ;;
         esac
         case $options in
             *" $argument= "*) option=$argument ;;
@@ -34,6 +38,7 @@ parse_options() {
                     --renew) RENEW=yes ;;
                     --requests) REQUESTS=yes ;;
                     --from-offsite) FROM_OFFSITE=yes ;;
+                    --quick) QUICK=yes ;;
                 esac ;;
             *)
                 case $words,$argument in

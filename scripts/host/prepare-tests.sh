@@ -10,7 +10,8 @@ need() {
     apt_install "$@"
 }
 
-# .venv with the locked packages; made anew when the lock changes.
+# .venv with the locked packages; made anew when the lock changes. Never where it is a link: `venv --clear`
+# empties what it points to, which others may be using.
 prepare_python() {
     command -v python3 >/dev/null || need python3 python3-venv
     python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || die 'the tests need Python 3.11 or newer' \
@@ -18,6 +19,8 @@ prepare_python() {
     python3 -c 'import ensurepip, venv' 2>/dev/null || need python3-venv
     lock_sum=$(cksum <tests/requirements.txt)
     if [ "$(cat .venv/lock-sum 2>/dev/null)" != "$lock_sum" ]; then
+        [ ! -L .venv ] || die '.venv is a link, and what it points to is not what tests/requirements.txt asks for' \
+            'nothing was changed: making it anew would empty that folder' 'rm .venv (only the link), then run it again' "$STATUS_REFUSED"
         step 'installing the test packages into .venv (two minutes the first time)'
         python3 -m venv --clear .venv
         .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement tests/requirements.txt

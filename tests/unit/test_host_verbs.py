@@ -66,7 +66,10 @@ def test_an_unknown_option_is_refused_with_the_way_to_the_help(host: FakeHost, v
     assert host.calls == []
 
 
-@pytest.mark.parametrize("verb", sorted(set(VERBS) - {"backup", "cleanup", "logs", "rotate", "test"}))
+TAKE_WORDS = {"backup", "bench", "cleanup", "logs", "rotate", "test"}
+
+
+@pytest.mark.parametrize("verb", sorted(set(VERBS) - TAKE_WORDS))
 def test_a_word_that_a_verb_does_not_take_is_refused(host: FakeHost, verb: str) -> None:
     done = host.run(verb, "volumes")
     assert_error(done, STATUS_USAGE, f"{verb} takes no 'volumes'", fix=f"./stack {verb} --help")
@@ -271,6 +274,66 @@ def test_accept_keys_needs_yes_where_nobody_can_be_asked(host: FakeHost) -> None
     assert host.changes == []
     assert host.run("accept-keys", "--yes").returncode == 0
     assert "docker compose run --rm -T prepare python -m stackserver.prepare --accept-keys" in host.changes
+
+
+def has_test_packages(host: FakeHost) -> None:
+    """The test packages are installed; python and Chromium are there."""
+    host.answer("python3", "*", "")
+    host.answer("chromium", "*", "")
+    (host.checkout / "tests").mkdir()
+    lock = host.checkout / "tests" / "requirements.txt"
+    lock.write_text("package==1\n")
+    (host.checkout / ".venv" / "bin").mkdir(parents=True)
+    python = host.checkout / ".venv" / "bin" / "python"
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$*"\n')
+    python.chmod(0o755)
+    said = subprocess.run(["cksum"], stdin=lock.open(), capture_output=True, text=True, check=True).stdout
+    (host.checkout / ".venv" / "lock-sum").write_text(said.strip())
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--rounds", "0"], "--rounds takes a whole number from 1, not '0'"),
+        (["--rounds", "3x"], "--rounds takes a whole number from 1, not '3x'"),
+        (["--rounds"], "--rounds needs a value"),
+        (["--save", "page"], "--save takes docs, not 'page'"),
+        (["speed"], "no row 'speed'"),
+        (["../rows/flow"], "no row '../rows/flow'"),
+    ],
+)
+def test_bench_refuses_words_that_it_does_not_know(host: FakeHost, words: list[str], problem: str) -> None:
+    assert_error(host.run("bench", *words), STATUS_USAGE, problem, fix="./stack bench --help")
+    assert host.calls == []
+
+
+def test_bench_hands_its_words_on(host: FakeHost) -> None:
+    has_test_packages(host)
+    done = host.run("bench", "flow", "held", "--rounds", "7", "--quick", "--save", "docs")
+    assert done.stdout == "benchmarks/compare.py flow held --quick --save docs --rounds 7\n", done.stderr
+    assert host.run("bench", "--long").stdout == "benchmarks/compare.py --long\n"
+    assert [call for call in host.changes if not call.startswith("python3 -c ")] == []
+
+
+def test_bench_shows_a_kept_run_without_docker(host: FakeHost) -> None:
+    has_test_packages(host)
+    host.without("docker")
+    done = host.run("bench", "--from", "build/a run.json", "--save", "docs")
+    assert done.stdout == "benchmarks/compare.py --save docs --from build/a run.json\n", done.stderr
+
+
+@pytest.mark.parametrize("words", [["bench", "--from", "x"], ["test", "unit"]])
+def test_an_environment_that_is_a_link_is_never_emptied(host: FakeHost, words: list[str]) -> None:
+    has_test_packages(host)
+    shared = host.folder / "shared"
+    (host.checkout / ".venv").rename(shared)
+    (host.checkout / ".venv").symlink_to(shared)
+    assert host.run(*words).returncode == 0  # as it is, it will do
+    (shared / "lock-sum").write_text("of another lock")
+    before = sorted(shared.rglob("*"))
+    calls = len(host.calls_of("python3 -m venv"))
+    assert_error(host.run(*words), STATUS_REFUSED, ".venv is a link", fix="rm .venv")
+    assert (sorted(shared.rglob("*")), len(host.calls_of("python3 -m venv"))) == (before, calls)
 
 
 def test_logs_of_some_services(host: FakeHost) -> None:

@@ -1,0 +1,3 @@
+module mlflow-stack/benchmarks/load
+
+go 1.24

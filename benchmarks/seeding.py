@@ -1,0 +1,109 @@
+"""Runs by the ten thousand, put into a database past its server, and how a server is asked for them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from kit.stack import Stack
+
+Tables = Literal["mlflow", "fasttrack"]
+"""Whose tables: FastTrackML's have its name, its contexts and row numbers besides."""
+METRICS = PARAMS = 10
+PAGE_RUNS = 100
+LARGEST_FOR_ALL = 100_000
+START_MS = 1_700_000_000_000
+NEWEST = "newest run of all"
+"""The name of the run that a page shows first."""
+
+_EXTRA: dict[str, dict[str, tuple[str, str]]] = {
+    "mlflow": {
+        "experiments": (", workspace", ", 'default'"),
+        "runs": ("", ""),
+        "params": ("value", ""),
+        "latest_metrics": ("", ""),
+        "metrics": ("", ""),
+    },
+    "fasttrack": {
+        "experiments": (", namespace_id", ", 1"),
+        "runs": (", row_num", ", number"),
+        "params": ("value_str", ""),
+        "latest_metrics": (", last_iter, context_id", ", 1, 1"),
+        "metrics": (", iter, context_id", ", last_iter, context_id"),
+    },
+}
+"""What each table has besides the columns of both: more columns, and their values."""
+
+
+def takes_part(server: str, runs: int) -> bool:
+    """Return whether a server gets an experiment of that many runs.
+
+    A million would take about 9 GB in each database (110,000 take 0.9), so not all of them get one.
+    """
+    return runs <= LARGEST_FOR_ALL or server in ("ours", "stock")
+
+
+def experiment_name(runs: int) -> str:
+    """Return the name of the experiment with that many runs."""
+    return f"{runs} runs"
+
+
+def statements(runs: int, tables: Tables) -> str:
+    """Return SQL that makes an experiment of so many runs: 10 metrics, 10 params and 4 tags each.
+
+    Ids and values are those of their number, so every database gets the same.
+    """
+    more = _EXTRA[tables]
+    name = experiment_name(runs)
+    return f"""
+INSERT INTO experiments (name, artifact_location, lifecycle_stage, creation_time,
+        last_update_time{more["experiments"][0]})
+    VALUES ('{name}', 'mlflow-artifacts:/seeded', 'active', {START_MS}, {START_MS}{more["experiments"][1]});
+CREATE TEMP TABLE seeded ON COMMIT DROP AS
+    SELECT md5('{name} ' || number) AS id, number, {START_MS} + number * 1000::bigint AS ms, experiment_id
+    FROM generate_series(1, {runs}) AS number, experiments WHERE name = '{name}';
+INSERT INTO runs (run_uuid, name, source_type, source_name, entry_point_name, user_id, status, start_time,
+        end_time, source_version, lifecycle_stage, artifact_uri, experiment_id{more["runs"][0]})
+    SELECT id, CASE number WHEN {runs} THEN '{NEWEST}' ELSE 'run-' || number END, 'UNKNOWN', '', '',
+        'trainer', 'FINISHED', ms, ms + 500, '', 'active', 'mlflow-artifacts:/seeded/' || id || '/artifacts',
+        experiment_id{more["runs"][1]} FROM seeded;
+INSERT INTO params (key, {more["params"][0]}, run_uuid)
+    SELECT 'p' || part, (hashtext(id || part) & 15)::text, id
+    FROM seeded, generate_series(0, {PARAMS - 1}) AS part;
+INSERT INTO latest_metrics (key, value, timestamp, step, is_nan, run_uuid{more["latest_metrics"][0]})
+    SELECT 'm' || part, (hashtext(id || part) & 65535) / 65536.0, ms, 1, false, id{more["latest_metrics"][1]}
+    FROM seeded, generate_series(0, {METRICS - 1}) AS part;
+INSERT INTO metrics (key, value, timestamp, step, is_nan, run_uuid{more["metrics"][0]})
+    SELECT key, value, timestamp, step, is_nan, run_uuid{more["metrics"][1]}
+    FROM latest_metrics JOIN seeded ON run_uuid = id;
+INSERT INTO tags (key, value, run_uuid)
+    SELECT tag.key, tag.value, id FROM seeded, LATERAL (VALUES
+        ('mlflow.runName', CASE number WHEN {runs} THEN '{NEWEST}' ELSE 'run-' || number END),
+        ('mlflow.user', 'trainer'), ('mlflow.source.name', 'train.py'), ('mlflow.source.type', 'LOCAL')
+    ) AS tag (key, value);
+"""
+
+
+def seed(stack: Stack, database: str, tables: Tables, sizes: list[int]) -> None:
+    """Make an experiment of each size, then gather statistics, so that no server plans without them."""
+    for runs in sizes:
+        psql = ("psql", "--host=/run/postgresql", "--username=postgres", "--quiet", "--output=/dev/null")
+        options = ("--single-transaction", "--set=ON_ERROR_STOP=1", f"--dbname={database}")
+        script = "SET session_replication_role = replica;" + statements(
+            runs, tables
+        )  # foreign keys hold already
+        stack.compose("exec", "-T", "postgres", *psql, *options, given=script, timeout=3600)
+    stack.compose(
+        *("exec", "-T", "postgres", "psql", "--host=/run/postgresql", "--username=postgres"),
+        *(f"--dbname={database}", "--command=VACUUM ANALYZE", "--command=CHECKPOINT"),
+        timeout=3600,
+    )
+
+
+def searches(experiment_id: str) -> dict[str, dict[str, Any]]:
+    """Return the bodies of runs/search that are measured, by what they ask for."""
+    page = {"experiment_ids": [experiment_id], "max_results": PAGE_RUNS}
+    return {
+        "newest first": page,
+        "by a metric": page | {"order_by": ["metrics.m1 DESC"]},
+        "of a metric and a param": page | {"filter": "metrics.m1 > 0.5 and params.p1 = '3'"},
+    }
