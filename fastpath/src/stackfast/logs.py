@@ -57,7 +57,7 @@ class Log:
         elif type(value) is not float or not math.isfinite(value):
             raise NotMineError("value")
         self.keys.append(key_of(given.get("key")))
-        self.values.append(value)
+        self.values.append(value + 0.0)  # as MLflow stores it: there is no -0.0
         self.timestamps.append(int64_of(given.get("timestamp"), 0))
         self.steps.append(int64_of(given.get("step", 0)))
 
