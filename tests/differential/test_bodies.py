@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kit.differential import EXPERIMENT, HOT_WRITES, PREFIX, Pair, Step, either, fast, slow
+from kit.differential import EXPERIMENT, HOT_WRITES, PREFIX, Pair, Step, fast, slow
 
 R = "<run 1>"
 GOOD: dict[str, dict[str, Any]] = {
@@ -51,7 +51,7 @@ BODIES: dict[str, tuple[Any, Any]] = {
     "a comment": (slow, lambda text: b"/* a */" + text.encode()),
     "a control character": (slow, lambda text: text.encode()[:-1] + b', "x": "\n"}'),
     "NUL after it": (slow, lambda text: text.encode() + b"\0"),
-    "blanks around it": (either, lambda text: b" \r\n\t" + text.encode() + b" \r\n\t"),
+    "blanks around it": (fast, lambda text: b" \r\n\t" + text.encode() + b" \r\n\t"),
     "a wide blank before": (slow, lambda text: b"\xc2\xa0" + text.encode()),
     "a form feed before": (slow, lambda text: b"\x0c" + text.encode()),
     "deep in an unknown key": (
@@ -70,7 +70,7 @@ BODIES: dict[str, tuple[Any, Any]] = {
     "a wrong escape": (slow, lambda text: text.encode()[:-1] + b', "x": "\\x41"}'),
     "a number with a zero before": (slow, lambda text: text.encode()[:-1] + b', "x": 01}'),
     "a number with a point only": (slow, lambda text: text.encode()[:-1] + b', "x": 1.}'),
-    "an empty key": (either, lambda text: text.encode()[:-1] + b', "": 1}'),
+    "an empty key": (slow, lambda text: text.encode()[:-1] + b', "": 1}'),
 }
 ONCE: dict[str, tuple[Any, Any]] = {
     "with a BOM": (slow, lambda text: b"\xef\xbb\xbf" + text.encode()),
@@ -84,13 +84,13 @@ ONCE: dict[str, tuple[Any, Any]] = {
 
 CONTENT_TYPES: dict[str, tuple[Any, str | None]] = {
     "with charset": (fast, "application/json; charset=utf-8"),
-    "with upper charset": (either, "application/json; charset=UTF-8"),
-    "without blank": (either, "application/json;charset=utf-8"),
-    "upper case": (either, "Application/JSON"),
-    "other charset": (either, "application/json; charset=latin-1"),
-    "parameter": (either, "application/json; a=b"),
-    "blank after": (either, "application/json "),
-    "blank before": (either, " application/json"),
+    "with upper charset": (slow, "application/json; charset=UTF-8"),
+    "without blank": (slow, "application/json;charset=utf-8"),
+    "upper case": (slow, "Application/JSON"),
+    "other charset": (slow, "application/json; charset=latin-1"),
+    "parameter": (slow, "application/json; a=b"),
+    "blank after": (slow, "application/json "),
+    "blank before": (fast, " application/json"),
     "text": (slow, "text/plain"),
     "form": (slow, "application/x-www-form-urlencoded"),
     "multipart": (slow, "multipart/form-data; boundary=a"),
@@ -140,7 +140,7 @@ def test_other_methods_on_routes_that_write(pair: Pair, method: str) -> None:
 
 def test_a_query_on_routes_that_write(pair: Pair) -> None:
     good = {**GOOD, "experiments/create": {"name": "beside a query"}}
-    pair.play([either(route, body, query="run_id=0&a=b&experiment_id=1") for route, body in good.items()])
+    pair.play([slow(route, body, query="run_id=0&a=b&experiment_id=1") for route, body in good.items()])
 
 
 def test_only_a_query_on_routes_that_write(pair: Pair) -> None:
@@ -159,6 +159,12 @@ def test_other_paths(pair: Pair, name: str) -> None:
         "encoded slash": lambda route: route.replace("/", "%2F"),
         "other version": lambda route: route,
     }[name]
-    how = either if name == "encoded" else slow
     prefix = "/api/3.0/mlflow/" if name == "other version" else PREFIX
-    pair.play([how(change(route), good, prefix=prefix) for route, good in GOOD.items()])
+    # One has no "e".
+    untouched = name == "encoded"
+    pair.play(
+        [
+            (fast if untouched and change(route) == route else slow)(change(route), good, prefix=prefix)
+            for route, good in GOOD.items()
+        ]
+    )

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import pytest
 
-from kit.differential import EXPERIMENT, HOT_READS, Pair, Step, cases, either, fast, slow
+from kit.differential import EXPERIMENT, HOT_READS, Pair, Step, cases, fast, slow
 
 numbers = itertools.count(1)
 
@@ -38,32 +38,32 @@ ELSEWHERE = "artifacts are in the stack's bucket, nowhere else (stackserver/loca
 
 CREATE = {
     "name alone": [create(), get()],
-    "as the Python client does": [create(either, artifact_location=None, tags=[]), get()],
+    "as the Python client does": [create(slow, artifact_location=None, tags=[]), get()],
     "no tags": [create(tags=[]), get()],
     "tags": [create(slow, tags=tags(("a", "1"), ("mlflow.note.content", "# A"))), get()],
-    "tag without value": [create(either, tags=[{"key": "a"}]), get()],
-    "tag with empty value": [create(either, tags=tags(("a", ""))), get()],
+    "tag without value": [create(slow, tags=[{"key": "a"}]), get()],
+    "tag with empty value": [create(slow, tags=tags(("a", ""))), get()],
     "tag twice": create(slow, tags=tags(("a", "1"), ("a", "2"))),
     "tag with an odd key": create(slow, tags=tags(("a*", "1"))),
-    "tag without key": create(either, tags=[{"value": "1"}]),
-    "tag of 5000": [create(either, tags=tags(("a", "v" * 5000))), get()],
-    "tag of 5001": [create(either, tags=tags(("a", "v" * 5001))), get()],
-    "tag of 20000": [create(either, tags=tags(("a", "v" * 20000))), get()],
+    "tag without key": create(slow, tags=[{"value": "1"}]),
+    "tag of 5000": [create(slow, tags=tags(("a", "v" * 5000))), get()],
+    "tag of 5001": [create(slow, tags=tags(("a", "v" * 5001))), get()],
+    "tag of 20000": [create(slow, tags=tags(("a", "v" * 20000))), get()],
     "tag of 20001": create(slow, tags=tags(("a", "v" * 20001))),
-    "tag key of 250": create(either, tags=tags(("k" * 250, "v"))),
+    "tag key of 250": create(slow, tags=tags(("k" * 250, "v"))),
     "tag key of 251": create(slow, tags=tags(("k" * 251, "v"))),
-    "tag of the experiment's kind": create(either, tags=tags(("mlflow.experimentKind", "genai_development"))),
+    "tag of the experiment's kind": create(slow, tags=tags(("mlflow.experimentKind", "genai_development"))),
     "tag of trace archival, wrong": create(slow, tags=tags(("mlflow.trace.archivalRetention", "x"))),
     "tag of trace archival, right": create(
         slow, tags=tags(("mlflow.trace.archivalRetention", '{"type": "duration", "value": "30d"}'))
     ),
-    "tag of a custom view": create(either, tags=tags(("mlflow.customView.a", "x"))),
-    "tags null": create(either, tags=None),
+    "tag of a custom view": create(slow, tags=tags(("mlflow.customView.a", "x"))),
+    "tags null": create(slow, tags=None),
     "tags an object": create(slow, tags={}),
-    "location null": create(either, artifact_location=None),
-    "location empty": [create(either, artifact_location=""), get()],
-    "location of its own": [create(either, artifact_location="mlflow-artifacts:/own"), get()],
-    "location with a slash at its end": [create(either, artifact_location="mlflow-artifacts:/own/"), get()],
+    "location null": create(slow, artifact_location=None),
+    "location empty": [create(slow, artifact_location=""), get()],
+    "location of its own": [create(slow, artifact_location="mlflow-artifacts:/own"), get()],
+    "location with a slash at its end": [create(slow, artifact_location="mlflow-artifacts:/own/"), get()],
     "location with a server": slow(
         "experiments/create",
         {"name": "a server", "artifact_location": "mlflow-artifacts://server/own"},
@@ -99,13 +99,13 @@ CREATE = {
     "name a number": create(slow, name=5),
     "name true": create(slow, name=True),
     "name a list": create(slow, name=["a"]),
-    "name blank": create(either, name=" "),
-    "name of 255": [create(either, name="n" * 255), by_name("n" * 255)],
-    "name of 256": [create(either, name="n" * 256), by_name("n" * 256, either)],
+    "name blank": create(fast, name=" "),
+    "name of 255": [create(fast, name="n" * 255), by_name("n" * 255)],
+    "name of 256": [create(fast, name="n" * 256), by_name("n" * 256, fast)],
     "name of 257": create(slow, name="n" * 257),
     "name of 500": create(slow, name="n" * 500),
     "name of 501": create(slow, name="n" * 501),
-    "name of 256 emoji": create(either, name="🎉" * 256),
+    "name of 256 emoji": create(fast, name="🎉" * 256),
     "name with slashes": [
         create(name="/Users/ada@example.com/../a//b"),
         by_name("/Users/ada@example.com/../a//b"),
@@ -113,56 +113,56 @@ CREATE = {
     "name with emoji": [create(name="Läufe 🎉"), by_name("Läufe 🎉")],
     "name with quotes": [create(name="a'b\"c`d\\e"), by_name("a'b\"c`d\\e")],
     "name with percent and plus": [create(name="100%+1 &=?#;"), by_name("100%+1 &=?#;")],
-    "name with line ends": [create(name="a\nb\r\t"), by_name("a\nb\r\t", either)],
+    "name with line ends": [create(name="a\nb\r\t"), by_name("a\nb\r\t", fast)],
     "name with NUL": create(slow, name="a\0b"),
     "name with a lone surrogate": slow("experiments/create", b'{"name": "\\ud800"}'),
     "name of the default experiment": create(slow, name="Default"),
-    "unknown key": create(either, workspace="other"),
-    "camel case": create(either, artifactLocation="mlflow-artifacts:/camel"),
+    "unknown key": create(slow, workspace="other"),
+    "camel case": create(slow, artifactLocation="mlflow-artifacts:/camel"),
     "both spellings": create(
         slow, artifactLocation="mlflow-artifacts:/a", artifact_location="mlflow-artifacts:/b"
     ),
-    "name given twice": either("experiments/create", b'{"name": "given first", "name": "given last"}'),
+    "name given twice": fast("experiments/create", b'{"name": "given first", "name": "given last"}'),
     "ajax twin": [
         fast("experiments/create", {"name": "ajax"}, prefix="/ajax-api/2.0/mlflow/"),
         fast("experiments/get", query="experiment_id=<experiment 2>", prefix="/ajax-api/2.0/mlflow/"),
     ],
-    "default folder named by hand": create(either, artifact_location="mlflow-artifacts:/"),
+    "default folder named by hand": create(slow, artifact_location="mlflow-artifacts:/"),
 }
 
 GET = {
     "by id": get(1),
-    "the default experiment": either("experiments/get", query="experiment_id=0"),
+    "the default experiment": fast("experiments/get", query="experiment_id=0"),
     "unknown": slow("experiments/get", query="experiment_id=1999999999"),
     "empty": slow("experiments/get", query="experiment_id="),
     "absent": slow("experiments/get"),
     "only another parameter": slow("experiments/get", query="a=b"),
-    "with another parameter": either("experiments/get", query="a=b&experiment_id=<experiment 1>"),
-    "twice the same": either(
+    "with another parameter": slow("experiments/get", query="a=b&experiment_id=<experiment 1>"),
+    "twice the same": slow(
         "experiments/get", query="experiment_id=<experiment 1>&experiment_id=<experiment 1>"
     ),
     "twice, first wrong": slow(
         "experiments/get", query="experiment_id=1999999999&experiment_id=<experiment 1>"
     ),
-    "twice, last wrong": either(
+    "twice, last wrong": slow(
         "experiments/get", query="experiment_id=<experiment 1>&experiment_id=1999999999"
     ),
     "camel case": slow("experiments/get", query="experimentId=<experiment 1>"),
-    "encoded": either("experiments/get", query="experiment_id=<experiment 1, encoded>"),
-    "name of the parameter encoded": either("experiments/get", query="experiment%5Fid=<experiment 1>"),
-    "blank before": either("experiments/get", query="experiment_id=%20<experiment 1>"),
-    "plus": either("experiments/get", query="experiment_id=+<experiment 1>"),
-    "zero before": either("experiments/get", query="experiment_id=0<experiment 1>"),
+    "encoded": fast("experiments/get", query="experiment_id=<experiment 1, encoded>"),
+    "name of the parameter encoded": slow("experiments/get", query="experiment%5Fid=<experiment 1>"),
+    "blank before": slow("experiments/get", query="experiment_id=%20<experiment 1>"),
+    "plus": slow("experiments/get", query="experiment_id=+<experiment 1>"),
+    "zero before": slow("experiments/get", query="experiment_id=0<experiment 1>"),
     "a word": slow("experiments/get", query="experiment_id=abc"),
     "negative": slow("experiments/get", query="experiment_id=-1"),
     "a float": slow("experiments/get", query="experiment_id=1.0"),
     "beyond int32": slow("experiments/get", query="experiment_id=3000000000"),
     "beyond int64": slow("experiments/get", query="experiment_id=99999999999999999999"),
     "question mark": slow("experiments/get", query="?experiment_id=<experiment 1>"),
-    "ampersands": either("experiments/get", query="&&experiment_id=<experiment 1>&"),
+    "ampersands": slow("experiments/get", query="&&experiment_id=<experiment 1>&"),
     "semicolon": slow("experiments/get", query="experiment_id=<experiment 1>;a=b"),
     "in a body": slow("experiments/get", {"experiment_id": EXPERIMENT}),
-    "in a body beside the query": either(
+    "in a body beside the query": slow(
         "experiments/get", {"experiment_id": "1"}, query="experiment_id=<experiment 1>"
     ),
     "POST": slow("experiments/get", {"experiment_id": EXPERIMENT}, method="POST"),
@@ -185,7 +185,7 @@ BY_NAME = {
     "unknown": by_name("nobody's", slow),
     "empty": by_name("", slow),
     "absent": slow("experiments/get-by-name"),
-    "default": by_name("Default", either),
+    "default": by_name("Default", fast),
     "in another case": by_name("default", slow),
     "blank after": by_name("Default ", slow),
     "wildcard": by_name("Defaul%", slow),
@@ -193,13 +193,13 @@ BY_NAME = {
         create(name="one two"),
         fast("experiments/get-by-name", query="experiment_name=one+two"),
     ],
-    "encoded": [create(name="three"), either("experiments/get-by-name", query="experiment_name=%74hree")],
+    "encoded": [create(name="three"), fast("experiments/get-by-name", query="experiment_name=%74hree")],
     "broken encoding": slow("experiments/get-by-name", query="experiment_name=100%"),
     "broken UTF-8": slow("experiments/get-by-name", query="experiment_name=%ff%fe"),
     "NUL": slow("experiments/get-by-name", query="experiment_name=a%00"),
     "twice": [
         create(name="four"),
-        either("experiments/get-by-name", query="experiment_name=four&experiment_name=five"),
+        slow("experiments/get-by-name", query="experiment_name=four&experiment_name=five"),
     ],
     "camel case": slow("experiments/get-by-name", query="experimentName=Default"),
     "in a body": slow("experiments/get-by-name", {"experiment_name": "Default"}),
