@@ -21,7 +21,7 @@ const SIGNED = 'host;x-amz-content-sha256;x-amz-date';
 
 // The list of mlflow/utils/mime_type_utils.py, 3.17.2.
 const TEXT = ['txt', 'log', 'err', 'cfg', 'conf', 'cnf', 'cf', 'ini', 'properties', 'prop', 'hocon', 'toml', 'yaml',
-    'yml', 'xml', 'json', 'js', 'py', 'py3', 'csv', 'tsv', 'md', 'rst', 'ipynb', 'MLmodel', 'MLproject'];
+    'yml', 'xml', 'json', 'js', 'py', 'py3', 'csv', 'tsv', 'md', 'rst', 'ipynb', 'MLmodel', 'mlproject'];
 const TOKEN = /^[!#$%&'*+\-.0-9A-Z^_`a-z|~]+$/;
 
 // What an object keeps of the storage's headers; the others are the storage's own.
