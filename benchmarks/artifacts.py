@@ -4,9 +4,9 @@ Usage: .venv/bin/python benchmarks/artifacts.py [--rounds 5] [--large 100]
 
 Works on a throwaway project. The client, a second nginx (ARTIFACT_BYTES=mlflow) and stock `mlflow server`
 (SQLite, two workers, the same bucket, temporary files in memory) run in containers of the stack's
-images on its networks. Every round goes all ways for each size, in another order each time; an upload is of a new name, a
-download of what the same way has uploaded. MinIO itself gets presigned requests. A time is that of a whole
-request over a connection that stays open.
+images on its networks. Every round goes all ways for each size, in another order each time; an
+upload is of a new name, a download of what the same way has uploaded. MinIO itself gets presigned
+requests. A time is that of a whole request over a connection that stays open.
 """
 
 from __future__ import annotations
