@@ -20,12 +20,6 @@ if [ -n "$public_url" ] && ! printf '%s' "$public_url" | tr '\n' ' ' | grep -Eq 
     refuse "PUBLIC_URL is '$public_url'" 'write scheme, host and, if any, port in .env: PUBLIC_URL=https://mlflow.example.com'
 fi
 
-authorization=${AUTHORIZATION:-roles}
-case $authorization in
-    roles | rbac) ;;
-    *) refuse "AUTHORIZATION is '$authorization'" 'write roles or rbac in .env: AUTHORIZATION=roles' ;;
-esac
-
 # Who moves the bytes of artifacts. Compose says which; alone, this image does without the storage's key.
 artifact_bytes=${ARTIFACT_BYTES:-mlflow}
 case $artifact_bytes in
@@ -47,6 +41,12 @@ else
     : >/tmp/nginx/modules.conf
     echo 'include /opt/nginx/artifacts/mlflow.conf;' >/tmp/nginx/artifacts.conf
 fi
+
+authorization=${AUTHORIZATION:-roles}
+case $authorization in
+    roles | rbac) ;;
+    *) refuse "AUTHORIZATION is '$authorization'" 'write roles or rbac in .env: AUTHORIZATION=roles' ;;
+esac
 
 {
     if [ -n "$public_url" ]; then
