@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 from stackserver.asgi import App, Receive, Send
-from stackserver.names import FOLDER_MARK, KEY_LIMIT, PART_LIMIT
+from stackserver.limits import FOLDER_MARK, KEY_LIMIT, PART_LIMIT
 
 ASKED = b"x-artifact-bytes"
 LOCATION = b"@artifact_handed_over"
