@@ -1,6 +1,6 @@
 #!/bin/sh
-# Check the settings, render them for nginx, test the configuration, start; take up a new certificate
-# and a new key of the door.
+# Check the settings, render them for nginx, test the configuration, start; take up a new certificate,
+# a new key of the door and a new one of the storage.
 set -eu
 
 # quoted WORDS: as a regular expression that matches them alone.
@@ -10,6 +10,7 @@ refuse() { printf 'REFUSED: %s\nfix: %s\n' "$1" "$2" >&2; exit 78; }
 
 mkdir -p /tmp/nginx
 door_key=/secrets/nginx/door_key
+storage_key=/secrets/nginx/storage.json
 settings=/tmp/nginx/settings.conf
 
 public_url=${PUBLIC_URL:-}
@@ -17,6 +18,28 @@ public_url=${public_url%/}
 public_host=${public_url#*://}
 if [ -n "$public_url" ] && ! printf '%s' "$public_url" | tr '\n' ' ' | grep -Eq '^https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\])(:[0-9]{1,5})?$'; then
     refuse "PUBLIC_URL is '$public_url'" 'write scheme, host and, if any, port in .env: PUBLIC_URL=https://mlflow.example.com'
+fi
+
+# Who moves the bytes of artifacts. Compose says which; alone, this image does without the storage's key.
+artifact_bytes=${ARTIFACT_BYTES:-mlflow}
+case $artifact_bytes in
+    mlflow) ;;
+    nginx)
+        # nginx speaks plain HTTP to a storage of the stack's own network, and to no other.
+        if ! printf '%s' "${S3_ENDPOINT_URL:-}" | tr '\n' ' ' | grep -Eq '^http://[A-Za-z0-9.-]+(:[0-9]{1,5})?$'; then
+            printf 'artifacts go through MLflow: nginx cannot reach a storage at "%s"\n' "${S3_ENDPOINT_URL:-}" >&2
+            artifact_bytes=mlflow
+        elif ! [ -r "$storage_key" ]; then
+            refuse "ARTIFACT_BYTES is nginx and $storage_key cannot be read" './stack up makes it'
+        fi ;;
+    *) refuse "ARTIFACT_BYTES is '$artifact_bytes'" 'write nginx or mlflow in .env: ARTIFACT_BYTES=nginx' ;;
+esac
+if [ "$artifact_bytes" = nginx ]; then
+    echo 'load_module /usr/lib/nginx/modules/ngx_http_js_module.so;' >/tmp/nginx/modules.conf
+    echo 'include /opt/nginx/artifacts/routes.conf;' >/tmp/nginx/artifacts.conf
+else
+    : >/tmp/nginx/modules.conf
+    echo 'include /opt/nginx/artifacts/mlflow.conf;' >/tmp/nginx/artifacts.conf
 fi
 
 authorization=${AUTHORIZATION:-roles}
@@ -68,6 +91,15 @@ done
     esac
     printf '}\n'
     printf 'map "" $authorization { default "%s"; }\n' "$authorization"
+
+    # $artifact_bytes tells MLflow that nginx can move an artifact (artifacts/routes.conf).
+    if [ "$artifact_bytes" = nginx ]; then
+        printf 'map "" $store { default "%s"; }\n' "${S3_ENDPOINT_URL#http://}"
+        printf 'map "" $store_root { default "/mlflow/artifacts"; }\n'
+        printf 'js_var $artifact_bytes;\ninclude /opt/nginx/artifacts/http.conf;\n'
+    else
+        printf 'map "" $artifact_bytes { default ""; }\n'
+    fi
 } >"$settings"
 
 # What shows MLflow that a request comes from here (AUTHORIZATION=rbac). A file of its own, which
@@ -116,8 +148,8 @@ render_certificate() {
 }
 render_certificate
 
-# A changed certificate or key of the door is taken up by new connections; those that are open go on.
-fingerprint() { choose_certificate; cat "$certificate" "$key" "$door_key" 2>/dev/null | cksum; }
+# A changed certificate or key is taken up by new connections; those that are open go on.
+fingerprint() { choose_certificate; cat "$certificate" "$key" "$door_key" "$storage_key" 2>/dev/null | cksum; }
 follow_files() {
     known=$(fingerprint)
     while sleep 5; do
@@ -134,5 +166,5 @@ follow_files() {
 if ! nginx -t -q -c /opt/nginx/nginx.conf; then
     refuse 'nginx does not accept the rendered configuration (see above)' 'correct PUBLIC_URL, TRUSTED_PROXIES or TLS_MODE in .env'
 fi
-[ "${TLS_MODE:-off}:$authorization" = off:roles ] || follow_files &
+[ "${TLS_MODE:-off}:$authorization:$artifact_bytes" = off:roles:mlflow ] || follow_files &
 exec nginx -c /opt/nginx/nginx.conf -g 'daemon off;'

@@ -22,6 +22,7 @@ value_fits() {
         answer) matches "$2" 'yes|no' ;;
         tls) matches "$2" 'off|self-signed|files|acme' ;;
         authorization) matches "$2" 'roles|rbac' ;;
+        bytes) matches "$2" 'nginx|mlflow' ;;
         permission) matches "$2" 'READ|USE|EDIT|MANAGE|NO_PERMISSIONS' ;;
         address) matches "$2" '(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])(\.(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])){3}|\[[0-9A-Fa-f]*:[0-9A-Fa-f:.]*\]' ;;
         name) matches "$2" '[a-z0-9][a-z0-9_-]*' ;;
@@ -50,6 +51,7 @@ meaning_of() {
         answer) echo 'it takes yes or no' ;;
         tls) echo 'it takes off, self-signed, files or acme' ;;
         authorization) echo 'it takes roles or rbac' ;;
+        bytes) echo 'it takes nginx or mlflow' ;;
         permission) echo 'it takes READ, USE, EDIT, MANAGE or NO_PERMISSIONS' ;;
         directory) echo 'it takes the https address of an ACME directory' ;;
         email) echo 'it takes one address: admin@example.com' ;;

@@ -28,6 +28,14 @@ prepare_python() {
     fi
 }
 
+# Node runs what nginx runs of JavaScript; without it those tests are skipped, and say so.
+prepare_node() {
+    if ! command -v node >/dev/null && is_root && command -v apt-get >/dev/null; then
+        step 'installing Node'
+        need nodejs
+    fi
+}
+
 prepare_docker() {
     ASSUME_YES=yes
     check_engine

@@ -15,8 +15,8 @@ MEGABYTE = 1 << 20
 
 @pytest.fixture(scope="module")
 def small(stack: Stack, make_stack: Callable[..., Stack]) -> Iterator[Stack]:
-    """A stack that may have 8 MB of artifacts under way."""
-    small = make_stack("small", MLFLOW_TMP_LIMIT="8m")
+    """A stack that may have 8 MB of artifacts under way, all of them through MLflow."""
+    small = make_stack("small", MLFLOW_TMP_LIMIT="8m", ARTIFACT_BYTES="mlflow")
     small.verb("up", "--no-build")
     yield small
     small.compose("down", "--volumes")
@@ -57,3 +57,19 @@ def test_a_replica_clears_its_own_tmp_when_it_starts(small: Stack) -> None:
     small.compose("restart", "mlflow")
     small.wait_ready()
     assert put(small, "free-again.bin", MEGABYTE)[0] == 200
+
+
+def test_what_nginx_moves_needs_no_room_there(
+    small: Stack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    small.verb("up", "--no-build", ARTIFACT_BYTES="nginx")
+    for name, value in small.client_environment.items():
+        monkeypatch.setenv(name, value)
+    client = mlflow.MlflowClient(tracking_uri=small.url)
+    run_id = client.create_run("0").info.run_id
+    path = tmp_path / "large.bin"
+    path.write_bytes(b"x" * 20 * MEGABYTE)
+    client.log_artifact(run_id, str(path))
+    (tmp_path / "copy").mkdir()
+    copy = Path(client.download_artifacts(run_id, "large.bin", str(tmp_path / "copy")))
+    assert copy.stat().st_size == 20 * MEGABYTE

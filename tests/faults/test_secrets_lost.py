@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -70,6 +71,7 @@ def test_rotated_database_and_storage_passwords_keep_everything_working(
 ) -> None:
     run_id = log_a_run(own, monkeypatch)
     old_key = own.compose("exec", "-T", "mlflow", "cat", "/secrets/mlflow/aws_credentials").stdout
+    old_door_key = json.loads(own.compose("exec", "-T", "nginx", "cat", "/secrets/nginx/storage.json").stdout)
     old_pgpass = own.compose("exec", "-T", "mlflow", "cat", "/secrets/mlflow/pgpass").stdout
     own.verb("rotate", "database")
     own.verb("rotate", "storage")
@@ -87,8 +89,19 @@ def test_rotated_database_and_storage_passwords_keep_everything_working(
         "try:\n    s3.list_objects_v2(Bucket='mlflow'); print('ALLOWED')\n"
         "except Exception as error: print(error.response['Error']['Code'])\n"
     )
-    said = own.compose("exec", "-T", "mlflow", "python", "-c", script, old_access_key, old_secret).stdout
-    assert said.strip() == "InvalidAccessKeyId"
+    old_keys = ((old_access_key, old_secret), (old_door_key["access_key"], old_door_key["secret_key"]))
+    for old in old_keys:
+        said = own.compose("exec", "-T", "mlflow", "python", "-c", script, *old).stdout
+        assert said.strip() == "InvalidAccessKeyId"
+
+    def nginx_has_the_new_one() -> bool:
+        path = f"/api/2.0/mlflow-artifacts/artifacts/0/{run_id}/artifacts/note.txt"
+        assert own.get(path).text == "kept"  # before it has, MLflow answers
+        last = own.compose("logs", "--no-log-prefix", "--tail", "5", "nginx").stdout
+        lines = [line for line in last.splitlines() if path in line]
+        return lines[-1].split("mlflow=")[1].split()[0].endswith(":9000") and ":5000" not in lines[-1]
+
+    poll(nginx_has_the_new_one, seconds=30, what="nginx has taken up its new key")
 
 
 def test_an_operators_own_password_is_taken_at_the_next_up_and_not_rotated_away(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -327,6 +328,58 @@ def test_another_ones_artifacts_are_neither_replaced_nor_deleted(
     alice = session(own, tokens["alice"])
     assert alice.get(f"{run}/artifacts/a.txt", timeout=30).text == "hers"
     assert alice.delete(run, timeout=30).status_code == 200
+
+
+def assert_asked(own: Stack, request_line: str, ports: list[str]) -> None:
+    """Wait until nginx has asked these ports for the last request that begins so, by its log."""
+
+    def last() -> bool:
+        said = own.compose("logs", "--no-log-prefix", "--tail", "200", "nginx").stdout
+        line = next((line for line in reversed(said.splitlines()) if f'"{request_line}' in line), "")
+        found = re.findall(r":(\d+)", line.partition("mlflow=")[2])
+        assert found == ports
+        return True
+
+    poll(last, seconds=20, what=f"{request_line} was asked of {ports}")
+
+
+def test_mlflow_decides_about_each_artifact_and_nginx_moves_it(
+    own: Stack,
+    tokens: dict[str, str],
+    as_user: Callable[..., MlflowClient],
+    permissions: AuthServiceClient,
+    work: Work,
+) -> None:
+    alice, bob = session(own, tokens["alice"]), session(own, tokens["bob"])
+    run = f"{own.url}{ARTIFACTS}/{work.experiment_id}/{work.run_id}/artifacts"
+    name, body = unique("new") + ".bin", b"x" * (3 << 20)
+    for size in (0, 10, 50 << 20):
+        refused = bob.put(f"{run}/{name}", data=b"y" * size, timeout=120)
+        assert (refused.status_code, DENIED in refused.text) == (403, True), size
+    assert alice.get(f"{run}/{name}", timeout=30).status_code == 404
+    assert alice.put(f"{run}/{name}", data=body, timeout=60).status_code == 200
+    assert_asked(own, f"PUT {ARTIFACTS}/{work.experiment_id}/", ["9000"])
+    ways = {f"{run}/{name}": ARTIFACTS, f"{own.url}/get-artifact?run_uuid={work.run_id}&path={name}": "/get-"}
+    for way, path in ways.items():
+        assert bob.get(way, timeout=30).content == body
+        assert_asked(own, f"GET {path}", ["5000", "9000"])
+        part = bob.get(way, headers={"Range": "bytes=0-2"}, timeout=30)
+        assert (part.status_code, part.content) == (206, b"xxx")
+        head = bob.head(way, timeout=30)
+        assert (head.status_code, head.headers["Content-Length"]) == (200, str(len(body)))
+    as_user()
+    permissions.grant_user_permission("bob", "experiment", work.experiment_id, "DENY")
+    for way, path in ways.items():
+        for method in ("GET", "HEAD"):
+            refused = bob.request(method, way, timeout=30)
+            assert refused.status_code == 403, (method, way)
+            assert "X-Artifact-Path" not in refused.headers
+            assert_asked(own, f"{method} {path}", ["5000"])
+    assert alice.put(f"{run}/{name}", data=b"again", timeout=60).status_code == 200
+    assert_asked(
+        own, f"PUT {ARTIFACTS}/{work.experiment_id}/", ["5000"]
+    )  # what is written over is MLflow's to tell
+    assert alice.get(f"{run}/{name}", timeout=30).text == "again"
 
 
 def test_traces_go_into_experiments_that_one_may_edit(own: Stack, tokens: dict[str, str], work: Work) -> None:

@@ -17,6 +17,8 @@ from kit.wire import answers_in, conversation
 CREATE = "/api/2.0/mlflow/experiments/create"
 SEARCH = "/api/2.0/mlflow/experiments/search"
 UPLOAD = "/api/2.0/mlflow-artifacts/artifacts/framing.txt"
+PAST_MLFLOW = f"/api/2.0/mlflow-artifacts/artifacts/0/{'ab' * 16}/artifacts/framing-"
+"""Where nginx itself writes a name that is not there."""
 Hidden = Callable[[str], bytes]
 
 
@@ -40,8 +42,10 @@ def outer(tokens: dict[str, str]) -> Callable[[str], tuple[str, str]]:
     """Return a function that returns the target of the outer request of a user, and its login."""
 
     def request(who: str) -> tuple[str, str]:
-        login = f"Authorization: Bearer {tokens[who]}\r\n" if who in tokens else ""
-        return UPLOAD if who == "writer" else SEARCH, login
+        role = who.split(maxsplit=1)[0]
+        login = f"Authorization: Bearer {tokens[role]}\r\n" if role in tokens else ""
+        targets = {"writer": UPLOAD, "writer past MLflow": PAST_MLFLOW + uuid.uuid4().hex}
+        return targets.get(who, SEARCH), login
 
     return request
 
@@ -147,7 +151,7 @@ def attack(stack: Stack, outer: tuple[str, str], kind: str, inner: bytes) -> byt
     """Return the outer request (target, login) with the inner one hidden in it."""
     target, login = outer
     lines, body, _ = FRAMINGS[kind]
-    method = "PUT" if target.startswith(UPLOAD) else "POST"
+    method = "PUT" if target.startswith((UPLOAD, PAST_MLFLOW)) else "POST"
     head = (
         f"{method} {target} {VERSION.get(kind, 'HTTP/1.1')}\r\nHost: 127.0.0.1:{stack.port}\r\n"
         f"{login}Content-Type: application/json\r\n{lines.format(length=len(inner))}\r\n\r\n"
@@ -168,14 +172,14 @@ def test_the_hidden_request_would_work_in_the_open(stack: Stack, hidden: Hidden)
     assert made(stack, name) == [name]
 
 
-@pytest.mark.parametrize("who", ["stranger", "reader", "writer"])
+@pytest.mark.parametrize("who", ["stranger", "reader", "writer", "writer past MLflow"])
 def test_no_hidden_request_is_run(
     stack: Stack, outer: Callable[[str], tuple[str, str]], hidden: Hidden, who: str
 ) -> None:
     mark = f"hidden-{uuid.uuid4().hex}"
     # A stranger may hear of the missing login first.
     refused = {400, 501, 401} if who == "stranger" else {400, 501}
-    first = {"stranger": {401}, "reader": {200, 400}, "writer": {200}}[who]
+    first = {"stranger": {401}, "reader": {200, 400}}.get(who, {200})
     wrong = {}
     for number, (kind, (_, _, is_right)) in enumerate(FRAMINGS.items()):
         sent = attack(stack, outer(who), kind, hidden(f"{mark}-{number}")) + ending(stack)
@@ -212,7 +216,7 @@ UPGRADES = {
     "an upgrade to nothing known": "Upgrade: anything\r\nConnection: Upgrade",
 }
 """They would join the client with the server behind the door (nginx/proxy.inc)."""
-TARGETS = (SEARCH, "/graphql", "/v1/traces", "/gateway/x", UPLOAD, "/version")
+TARGETS = (SEARCH, "/graphql", "/v1/traces", "/gateway/x", UPLOAD, PAST_MLFLOW, "/version")
 
 
 @pytest.mark.parametrize("parts", ["at once", "in two"])
@@ -222,15 +226,16 @@ def test_no_odd_header_opens_a_second_request(
 ) -> None:
     """In two: the body is sent when the head has reached the server behind the door."""
     mark = f"piece-{uuid.uuid4().hex}"
-    method = {"/version": "GET", UPLOAD: "PUT"}.get(target, "POST")
+    method = {"/version": "GET", UPLOAD: "PUT", PAST_MLFLOW: "PUT"}.get(target, "POST")
     login = f"Authorization: Bearer {tokens['writer']}"
     wrong = {}
     # An upgrade won only where head and body came apart: each of them is tried again and again.
     for number, (piece, line) in enumerate([*PIECES.items(), *UPGRADES.items()] + [*UPGRADES.items()] * 9):
         inner = hidden(f"{mark}-{number}")
         expect = "Expect: 100-continue\r\n" if parts == "in two" else ""
+        own = target + (uuid.uuid4().hex if target == PAST_MLFLOW else "")
         head = (
-            f"{method} {target} HTTP/1.1\r\nHost: 127.0.0.1:{stack.port}\r\n{login}\r\n{line}\r\n{expect}"
+            f"{method} {own} HTTP/1.1\r\nHost: 127.0.0.1:{stack.port}\r\n{login}\r\n{line}\r\n{expect}"
             f"Content-Type: application/json\r\nContent-Length: {len(inner)}\r\n\r\n"
         )
         rest = inner + ending(stack)

@@ -133,6 +133,22 @@ def test_a_name_that_the_storage_does_not_take_is_a_400(
         assert error.value.get_http_status_code() == 400
 
 
+def test_an_upload_over_what_cannot_be_seen_is_an_error_and_not_a_new_object(
+    repository: StackS3ArtifactRepository, s3: FakeS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(Bucket: str, Key: str) -> None:
+        raise ClientError({"Error": {"Code": "403"}}, "HeadObject")
+
+    monkeypatch.setattr(s3, "head_object", refused)
+    (tmp_path / "a.txt").write_text("new")
+    token = overwritten.set([])
+    try:
+        with pytest.raises(ClientError, match="HeadObject"):
+            repository.log_artifact(str(tmp_path / "a.txt"), "1/run/artifacts")
+    finally:
+        overwritten.reset(token)
+
+
 def test_an_upload_over_an_object_is_noted_for_the_audit_log(
     repository: StackS3ArtifactRepository, s3: FakeS3, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -30,7 +31,10 @@ MODES = [
     {"TLS_MODE": "acme", "PUBLIC_URL": "https://mlflow.example.com:8443"},
     {"AUTHORIZATION": "rbac"},
     {"FASTPATH": "off"},
+    {"ARTIFACT_BYTES": "nginx", "S3_ENDPOINT_URL": "http://minio:9000"},
+    {"ARTIFACT_BYTES": "nginx", "S3_ENDPOINT_URL": "http://minio:9000", "AUTHORIZATION": "rbac"},
 ]
+BYTES = {"ARTIFACT_BYTES": "nginx", "S3_ENDPOINT_URL": "http://minio:9000"}
 KEY = "0123456789abcdef" * 4
 
 
@@ -40,6 +44,7 @@ def start(folder: Path, settings: dict[str, str], key: str = KEY) -> subprocess.
     if key:
         (folder / "secrets/nginx").mkdir(parents=True)
         (folder / "secrets/nginx/door_key").write_text(key)
+        (folder / "secrets/nginx/storage.json").write_text("{}")
     shutil.copytree(ROOT / "nginx", door)
     (door / "mime.types").write_text("types { text/html html; }\n")
     for path in (*door.rglob("*.conf"), *door.rglob("*.inc"), door / "start.sh"):
@@ -133,6 +138,8 @@ def test_the_key_of_the_door_is_for_nginx_alone_and_only_where_it_is_used(
         ({"FASTPATH": "yes"}, KEY, "FASTPATH is 'yes'"),
         ({"FASTPATH": "no", "AUTHORIZATION": "rbac"}, KEY, "FASTPATH is 'no'"),
         ({"AUTHORIZATION": "rbac"}, "", "door_key cannot be read"),
+        ({"ARTIFACT_BYTES": "on"}, KEY, "ARTIFACT_BYTES is 'on'"),
+        (BYTES, "", "storage.json cannot be read"),
     ],
 )
 def test_a_door_that_could_not_say_who_comes_does_not_open(
@@ -142,3 +149,91 @@ def test_a_door_that_could_not_say_who_comes_does_not_open(
     assert done.returncode == 78
     assert says in done.stderr
     assert "fix: " in done.stderr
+
+
+def test_artifacts_go_through_mlflow_as_ever_unless_nginx_is_asked_to_move_them(tmp_path: Path) -> None:
+    for number, (settings, included) in enumerate(
+        [
+            ({}, "mlflow.conf"),
+            ({"ARTIFACT_BYTES": "mlflow", "S3_ENDPOINT_URL": "http://minio:9000"}, "mlflow.conf"),
+            (BYTES, "routes.conf"),
+        ]
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        render(folder, settings)
+        rendered = (folder / "rendered/artifacts.conf").read_text()
+        assert rendered == f"include {folder}/door/artifacts/{included};\n"
+        asks_njs = "js_" in (folder / "rendered/settings.conf").read_text()
+        loads_njs = "load_module" in (folder / "rendered/modules.conf").read_text()
+        assert asks_njs == loads_njs == (included == "routes.conf")
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["", "https://s3.example.com", "http://s3.example.com/path", "http://x;y"]
+)
+def test_a_storage_that_nginx_cannot_reach_is_left_to_mlflow(tmp_path: Path, endpoint: str) -> None:
+    done = start(tmp_path, {"ARTIFACT_BYTES": "nginx", "S3_ENDPOINT_URL": endpoint})
+    assert done.returncode == 0
+    assert "artifacts go through MLflow" in done.stderr
+    assert "mlflow.conf" in (tmp_path / "rendered/artifacts.conf").read_text()
+
+
+def locations(text: str) -> dict[str, str]:
+    """Return the body of each location by its name; none has another inside."""
+    return dict(re.findall(r"^location ([^{]+?) \{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL))
+
+
+def test_what_asks_for_no_login_cannot_be_asked_for_by_a_client() -> None:
+    found = locations((ROOT / "nginx/artifacts/routes.conf").read_text())
+    assert len(found) > 15
+    for name, body in found.items():
+        inside = name.startswith("@") or "internal;" in body
+        asks_itself = "auth_request /_artifact" in body and name.startswith("@")
+        assert inside == ("auth_request off;" in body or asks_itself), name
+
+
+def test_only_mlflows_answer_about_an_artifact_sends_a_request_on() -> None:
+    """Everywhere else X-Accel-Redirect is passed over: a location's own list replaces the general one."""
+    general = (ROOT / "nginx/artifacts/http.conf").read_text()
+    assert re.search(r"^proxy_ignore_headers X-Accel-Redirect ", general, re.MULTILINE)
+    lists = {}
+    for path in (*(ROOT / "nginx/server.d").glob("*.conf"), *(ROOT / "nginx").rglob("*.inc")):
+        lists[path.name] = re.findall(r"proxy_ignore_headers ([^;]+);", path.read_text())
+    assert {name: found for name, found in lists.items() if found} == {"00-gates.conf": ["Set-Cookie Vary"]}
+    routes = locations((ROOT / "nginx/artifacts/routes.conf").read_text())
+    open_to_it = {name for name, body in routes.items() if "proxy_ignore_headers" in body}
+    assert open_to_it == {name for name, body in routes.items() if "set $artifact_bytes nginx;" in body}
+    assert open_to_it == {
+        "~ ^/(get-artifact|model-versions/get-artifact)$",
+        r"~ ^/ajax-api/2\.0/mlflow/logged-models/[^/]+/artifacts/files$",
+        "@artifact_asked_for",
+    }
+
+
+def test_a_look_at_an_upload_carries_who_it_is_as_every_request_does() -> None:
+    """Its location repeats the lines of upstream-headers.inc that say it."""
+    routes = locations((ROOT / "nginx/artifacts/routes.conf").read_text())
+    said = re.findall(
+        r"^proxy_set_header (X-\S+) (\S+);$", (ROOT / "nginx/upstream-headers.inc").read_text(), re.MULTILINE
+    )
+    who = {name: value for name, value in said if name not in {"X-Forwarded-Proto", "X-Forwarded-Host"}}
+    assert who.pop("X-Artifact-Bytes") == "$artifact_bytes"
+    assert len(who) >= 7
+    for name, value in who.items():
+        assert f"proxy_set_header {name} {value};" in routes["= /_artifact_allowed"], name
+
+
+def test_nothing_that_a_client_sends_reaches_the_storage_but_its_range_and_its_body() -> None:
+    texts = {path.name: path.read_text() for path in (ROOT / "nginx/artifacts").iterdir()}
+    assert "proxy_pass_request_headers off;" in texts["store.inc"]
+    sent = set()
+    for name in ("store.inc", "read.inc"):
+        sent |= set(re.findall(r"proxy_set_header \S+ (\$\w+);", texts[name]))
+    for body in locations(texts["routes.conf"]).values():
+        if "store.inc" in body:
+            sent |= set(re.findall(r"proxy_set_header \S+ (\$\w+);", body))
+    assert sent == {
+        *("$store", "$artifact_date", "$artifact_authorization", "$artifact_there_authorization"),
+        *("$artifact_range", "$artifact_stored_type", "$artifact_stored_encoding"),
+    }

@@ -47,6 +47,7 @@ def host(tmp_path: Path) -> FakeHost:
         ("MLFLOW_THREADS=0", "a whole number from 1"),
         ("MLFLOW_GATEWAY=yes", "on or off"),
         ("AUTHORIZATION=on", "roles or rbac"),
+        ("ARTIFACT_BYTES=on", "nginx or mlflow"),
         ("RBAC_DEFAULT_PERMISSION=write", "READ, USE, EDIT, MANAGE or NO_PERMISSIONS"),
         ("COMPOSE_PROJECT_NAME=My Stack", "small letters"),
         ("IMAGE_TAG=a/b", "letters, digits"),

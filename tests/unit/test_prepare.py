@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from stackserver.errors import RefusedError
-from stackserver.prepare import bucket_policy, check_fingerprints, check_revision, fingerprint
+from stackserver.prepare import bucket_policy, check_fingerprints, check_revision, door_policy, fingerprint
 from stackserver.serve import (
     STALE_TMP_SECONDS,
     auth_environment,
@@ -65,6 +65,12 @@ def test_the_storage_user_may_touch_one_bucket_and_administer_nothing() -> None:
         resource for statement in bucket_policy("mlflow")["Statement"] for resource in statement["Resource"]
     }
     assert resources == {"arn:aws:s3:::mlflow", "arn:aws:s3:::mlflow/*"}
+
+
+def test_nginxs_storage_user_may_read_and_write_artifacts_and_do_nothing_else() -> None:
+    (statement,) = door_policy("mlflow", "artifacts")["Statement"]
+    assert statement["Action"] == ["s3:GetObject", "s3:PutObject"]
+    assert statement["Resource"] == ["arn:aws:s3:::mlflow/artifacts/*"]
 
 
 def test_a_replica_starts_with_an_empty_tmp_and_leaves_living_replicas_alone(tmp_path: Path) -> None:

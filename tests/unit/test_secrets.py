@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -185,6 +186,23 @@ def test_the_key_of_the_door_reaches_both_ends_as_digits_and_is_rotated(
         *("mlflow/door_key", "mlflow/flask_key", "nginx/door_key", "backup/sealed.age"),
     }
     assert (volume / "nginx/door_key").read_text() != key
+
+
+def test_nginx_has_a_key_of_the_storage_that_is_rotated_with_mlflows(volume: Path, overrides: Path) -> None:
+    secrets.ensure(volume, overrides, own=False)
+    key = json.loads((volume / "nginx/storage.json").read_text())
+    for name, value in key.items():
+        assert value == (volume / f"source/door_storage_{name}").read_text()
+        assert value == (volume / f"prepare/door_storage_{name}").read_text()
+        assert value not in (volume / "mlflow/aws_credentials").read_text()
+    assert set(secrets.rotate(volume, overrides, "storage", own=False)) == {
+        *("mlflow/aws_credentials", "backup/aws_credentials", "backup/sealed.age", "nginx/storage.json"),
+        *("prepare/storage_access_key", "prepare/storage_secret_key"),
+        *("prepare/door_storage_access_key", "prepare/door_storage_secret_key"),
+    }
+    now = json.loads((volume / "nginx/storage.json").read_text())
+    assert now.keys() == key.keys() == {"access_key", "secret_key"}
+    assert set(now.values()).isdisjoint(key.values())
 
 
 def test_keys_that_encrypt_stored_values_are_in_no_rotation() -> None:

@@ -2,7 +2,7 @@
 
 From the outside in: answers that leave whole, metrics, the stack's own routes, who it is (with
 AUTHORIZATION=rbac), the audit log, the places of experiments, the names of artifacts, room on the
-temporary volume, a length for chunked bodies, MLflow.
+temporary volume, a length for chunked bodies, what nginx moves itself, MLflow.
 The own routes (/stack/ready, /stack/metrics) are not reachable through nginx.
 """
 
@@ -21,6 +21,7 @@ from stackserver.answers import HeldHeadLayer
 from stackserver.audit import AuditLayer, AuditLog
 from stackserver.bodies import HeldBodyLayer
 from stackserver.database import check_database, pinned_revision
+from stackserver.handover import HandoverLayer
 from stackserver.identity import DoorKey, IdentityLayer, People
 from stackserver.locations import LocationLayer, close_other_places
 from stackserver.metrics import MetricsLayer, render_metrics
@@ -103,7 +104,7 @@ def create_app(settings: Settings) -> Callable[..., Awaitable[None]]:
     close_other_places()
     mlflow, people = mlflow_app(settings)
     limited = TempSpaceLayer(
-        HeldBodyLayer(mlflow),
+        HeldBodyLayer(HandoverLayer(mlflow)),
         Path(os.environ["TMPDIR"]).parent,
         settings.tmp_limit_bytes,
         settings.tmp_reserve_bytes,

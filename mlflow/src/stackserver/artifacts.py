@@ -1,7 +1,7 @@
 """The artifact repository behind the proxied artifact routes: S3, through this server only.
 
 It takes the place of MLflow's own for the scheme `s3` (an entry point wins over a built-in,
-mlflow/store/artifact/artifact_repository_registry.py of 3.17.2) and differs in seven ways:
+mlflow/store/artifact/artifact_repository_registry.py of 3.17.2) and differs in eight ways:
 
 - It has none of the Multipart and Presigned mixins. MLflow would otherwise advertise
   presigned transfers to the internal endpoint, which clients cannot reach: downloads hang
@@ -13,6 +13,7 @@ mlflow/store/artifact/artifact_repository_registry.py of 3.17.2) and differs in 
 - A bucket without room is a StorageFullError (507, said by tempspace.py) instead of a 500.
 - It opens the stack's own bucket and prefix only (locations.py).
 - Its client has short timeouts and follows rotated credentials.
+- Where nginx moves the bytes it only says that the object is there (handover.py).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import os
 import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from boto3.exceptions import S3UploadFailedError
@@ -34,6 +36,7 @@ from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
 
 from stackserver.audit import overwritten
+from stackserver.handover import handover, is_simple
 from stackserver.locations import refuse_place
 from stackserver.storage import s3_client as new_s3_client
 from stackserver.tempspace import StorageFullError
@@ -47,6 +50,8 @@ UNFIT_NAMES = frozenset(
     }
 )
 """What a storage answers to a key that it cannot have, or not beside those that it has."""
+MISSING = frozenset({"404", "NoSuchKey"})
+"""What a storage answers where there is no such object."""
 STORAGE_FULL = ("XMinioStorageFull", "no space left on device")
 """What MinIO answers to an upload for which its drive has no room, before and while it writes."""
 
@@ -67,6 +72,11 @@ class StackS3ArtifactRepository(ArtifactRepository):
 
     def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
         """Store a local file under its own name in `artifact_path`."""
+        asked = handover.get()
+        if asked is not None and asked.only_look:
+            path = posixpath.join(artifact_path or "", os.path.basename(local_file))
+            asked.absent = not self._s3.is_there(path)
+            return
         self._s3.log_artifact(local_file, artifact_path)
 
     def log_artifacts(self, local_dir: str, artifact_path: str | None = None) -> None:
@@ -96,6 +106,8 @@ class StackS3ArtifactRepository(ArtifactRepository):
             return self._s3.download_artifacts(artifact_path, dst_path)
         local_path = os.path.join(dst_path, *artifact_path.split("/"))
         os.makedirs(os.path.dirname(local_path), exist_ok=True)
+        if self._hand_over(artifact_path, local_path):
+            return local_path
         try:
             self._s3._download_file(artifact_path, local_path)
         except MlflowException:
@@ -104,6 +116,22 @@ class StackS3ArtifactRepository(ArtifactRepository):
             message = f"'{artifact_path}' is a folder: list it, then download its files."
             raise MlflowException(message, error_code=INVALID_PARAMETER_VALUE) from None
         return local_path
+
+    def _hand_over(self, artifact_path: str, local_path: str) -> bool:
+        """Leave an empty file in the object's place and return True, if nginx moves its bytes.
+
+        MLflow makes the headers of its answer by the file's name. What is not there is MLflow's to say.
+        """
+        asked = handover.get()
+        destination = os.environ.get(DESTINATION_VARIABLE)
+        if asked is None or asked.only_look or not destination:
+            return False
+        path = posixpath.join(self.artifact_uri, artifact_path).removeprefix(f"{destination}/")
+        if not is_simple(path) or not self._s3.is_there(artifact_path):
+            return False
+        Path(local_path).touch()
+        asked.path = path
+        return True
 
     def _download_file(self, remote_file_path: str, local_path: str) -> None:
         self._s3._download_file(remote_file_path, local_path)
@@ -133,9 +161,12 @@ def _said_plainly(name: str) -> Iterator[None]:
 
 
 def _is_there(client: BaseClient, bucket: str, key: str) -> bool:
+    """Return whether there is an object. Raise ClientError if the storage does not say so or the contrary."""
     try:
         client.head_object(Bucket=bucket, Key=key)
-    except ClientError:
+    except ClientError as error:
+        if _code(error) not in MISSING:
+            raise
         return False
     return True
 
@@ -146,11 +177,17 @@ class _FastFailingS3(S3ArtifactRepository):
     def _get_s3_client(self) -> BaseClient:
         return new_s3_client(MLFLOW_S3_ENDPOINT_URL.get())
 
+    def is_there(self, artifact_path: str) -> bool:
+        """Return whether there is an object. Raise MlflowException for a name that cannot be one."""
+        bucket, root = self.parse_s3_compliant_uri(self.artifact_uri)
+        with _said_plainly(artifact_path):
+            return _is_there(self._get_s3_client(), bucket, posixpath.join(root, artifact_path))
+
     def _upload_file(self, s3_client: BaseClient, local_file: str, bucket: str, key: str) -> None:
         replaced = overwritten.get()
-        if replaced is not None and _is_there(s3_client, bucket, key):
-            replaced.append(key)
         with _said_plainly(key):
+            if replaced is not None and _is_there(s3_client, bucket, key):
+                replaced.append(key)
             super()._upload_file(s3_client, local_file, bucket, key)
 
     def _download_file(self, remote_file_path: str, local_path: str) -> None:
@@ -158,7 +195,7 @@ class _FastFailingS3(S3ArtifactRepository):
             with _said_plainly(remote_file_path):
                 super()._download_file(remote_file_path, local_path)
         except ClientError as error:
-            if _code(error) not in {"404", "NoSuchKey"}:
+            if _code(error) not in MISSING:
                 raise
             name = posixpath.basename(remote_file_path)
             message = f"The artifact '{name}' does not exist at '{remote_file_path}'."

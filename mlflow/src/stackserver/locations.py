@@ -19,7 +19,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 from stackserver.asgi import App, Receive, Send, refuse
 from stackserver.audit import fields_of
-from stackserver.names import FOLDER_MARK
+from stackserver.limits import FOLDER_MARK
 
 CREATE = re.compile(r"^/(?:ajax-)?api/\d\.\d/mlflow/experiments/create$")
 NAMES = ("artifact_location", "artifactLocation")

@@ -14,6 +14,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.uri import validate_path_is_safe
 
 from stackserver.asgi import App, Receive, Send, drain, refuse
+from stackserver.limits import FOLDER_MARK, KEY_LIMIT, PART_LIMIT
 
 RAW = re.compile(r"^/(?:ajax-)?api/2\.0/mlflow-artifacts/(?:artifacts|presigned|mpu/[a-z]+)/(.+)$")
 BY_QUERY = re.compile(
@@ -21,11 +22,6 @@ BY_QUERY = re.compile(
     r"|^/(?:ajax-)?api/2\.0/(?:mlflow/artifacts/list|mlflow-artifacts/artifacts)$"
     r"|^/ajax-api/2\.0/mlflow/logged-models/[^/]+/artifacts/"
 )
-PART_LIMIT, KEY_LIMIT = 255, 1024
-"""Bytes of a part between slashes (of a file's name on Linux) and of a whole key (S3)."""
-FOLDER_MARK = "__XLDIR__"
-"""MinIO keeps an object whose key ends with a slash under this name, and lists what ends with it as such: a
-folder with content, which no file system can hold beside the folder's files, and so no backup."""
 
 
 def names_in(path: str, query: str) -> list[str]:

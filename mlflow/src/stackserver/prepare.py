@@ -37,6 +37,7 @@ from stackserver.settings import Settings, read_settings
 SECRETS = Path("/secrets/prepare")
 KEYS = ("kek_passphrase", "webhook_key")
 POLICY_NAME = "mlflow-stack-bucket"
+DOOR_POLICY_NAME = "mlflow-stack-artifacts"
 WAIT_SECONDS = 60
 NOT_THERE_YET = (psycopg2.OperationalError, urllib3.exceptions.HTTPError, OSError)
 
@@ -160,8 +161,22 @@ def bucket_policy(bucket: str) -> dict:
     }
 
 
+def door_policy(bucket: str, prefix: str) -> dict:
+    """Return the policy of nginx's storage user: artifacts to read and to write, none to list or delete."""
+    return {
+        "Version": "2012-10-17",
+        "Statement": [
+            {
+                "Effect": "Allow",
+                "Action": ["s3:GetObject", "s3:PutObject"],
+                "Resource": [f"arn:aws:s3:::{bucket}/{prefix}/*"],
+            }
+        ],
+    }
+
+
 def prepare_storage(settings: Settings, secret: Callable[[str], str]) -> None:
-    """Make the bucket and the user limited to it; remove that user's predecessors."""
+    """Make the bucket and the users limited to it, MLflow's and nginx's; remove their predecessors."""
     address = (settings.s3_endpoint or "").removeprefix("http://")
     root_user, root_password = secret("storage_root_user"), secret("storage_root_password")
     client = Minio(address, access_key=root_user, secret_key=root_password, secure=False, region="us-east-1")
@@ -174,13 +189,18 @@ def prepare_storage(settings: Settings, secret: Callable[[str], str]) -> None:
         secure=False,
         region="us-east-1",
     )
-    admin.policy_add(POLICY_NAME, policy=bucket_policy(settings.bucket))
-    access_key = secret("storage_access_key")
-    admin.user_add(access_key, secret("storage_secret_key"))
-    admin.policy_set(POLICY_NAME, user=access_key)
-    for user, facts in json.loads(admin.user_list()).items():
-        if user != access_key and facts.get("policyName") == POLICY_NAME:
-            admin.user_remove(user)
+    users = {
+        POLICY_NAME: (bucket_policy(settings.bucket), "storage"),
+        DOOR_POLICY_NAME: (door_policy(settings.bucket, settings.artifact_prefix), "door_storage"),
+    }
+    for policy_name, (policy, name) in users.items():
+        admin.policy_add(policy_name, policy=policy)
+        access_key = secret(f"{name}_access_key")
+        admin.user_add(access_key, secret(f"{name}_secret_key"))
+        admin.policy_set(policy_name, user=access_key)
+        for user, facts in json.loads(admin.user_list()).items():
+            if user != access_key and facts.get("policyName") == policy_name:
+                admin.user_remove(user)
 
 
 def wait_for(action: Callable[[], None], what: str) -> None:

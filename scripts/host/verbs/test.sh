@@ -21,6 +21,7 @@ if [ -z "$paths" ]; then
     paths='tests/unit tests/live tests/differential tests/browser tests/security tests/faults'
 fi
 case $paths in *live* | *differential* | *browser* | *security* | *faults*) prepare_docker ;; esac
+case $paths in *unit*) prepare_node ;; esac
 case $paths in *browser*) prepare_browser ;; esac
 
 step 'tests'

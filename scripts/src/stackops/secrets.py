@@ -67,6 +67,8 @@ GENERATORS: dict[str, Callable[[], str]] = {
     # The access key is random too: some of MinIO's unfixed CVEs need no more than that.
     "storage_access_key": lambda: "mlflow" + secrets.token_hex(12),
     "storage_secret_key": _token,
+    "door_storage_access_key": lambda: "nginx" + secrets.token_hex(12),
+    "door_storage_secret_key": _token,
     "kek_passphrase": _token,
     "webhook_key": lambda: base64.urlsafe_b64encode(os.urandom(32)).decode(),
     "stack_token": lambda: TOKEN_PREFIX + _token(),
@@ -84,7 +86,10 @@ OPTIONAL = ("offsite_credentials", "offsite_key", "offsite_known_hosts")
 ROTATIONS = {
     "admin": ("admin_password",),
     "database": ("database_password", "stackops_database_password", "backup_database_password"),
-    "storage": ("storage_access_key", "storage_secret_key"),
+    "storage": (
+        *("storage_access_key", "storage_secret_key"),
+        *("door_storage_access_key", "door_storage_secret_key"),
+    ),
     "door": ("door_key",),
 }
 """What `stackops secrets rotate NAME` makes anew."""
@@ -104,6 +109,10 @@ def render_consumer_files(values: Mapping[str, str]) -> dict[str, str]:
         f"aws_access_key_id = {values['storage_access_key']}\n"
         f"aws_secret_access_key = {values['storage_secret_key']}\n"
     )
+    door_storage = {
+        "access_key": values["door_storage_access_key"],
+        "secret_key": values["door_storage_secret_key"],
+    }
     # Any user name: the one of a database of the operator's own is in DATABASE_URI.
     passwords = f"*:*:*:*:{_pgpass(database_password)}\n"
     operations = f"*:*:*:stackops:{_pgpass(stackops_password)}\n"
@@ -119,6 +128,7 @@ def render_consumer_files(values: Mapping[str, str]) -> dict[str, str]:
         "mlflow/door_key": derived("door", values["door_key"]),
         "mlflow/flask_key": derived("flask", values["door_key"]),
         "nginx/door_key": derived("door", values["door_key"]),
+        "nginx/storage.json": json.dumps(door_storage),
         "backup/pgpass": f"*:*:*:backup:{_pgpass(backup_password)}\n" + operations,
         "backup/aws_credentials": storage,
         "backup/offsite_password": offsite_password(values["recovery_key"]),
@@ -127,7 +137,7 @@ def render_consumer_files(values: Mapping[str, str]) -> dict[str, str]:
     for name in ENCRYPTION_KEYS:
         files[f"mlflow/{name}"] = values[name]
         files[f"prepare/{name}"] = values[name]
-    for name in ("storage_root_user", "storage_root_password", "storage_access_key", "storage_secret_key"):
+    for name in ("storage_root_user", "storage_root_password", *ROTATIONS["storage"]):
         files[f"prepare/{name}"] = values[name]
     return files
 

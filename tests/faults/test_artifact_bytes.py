@@ -1,0 +1,60 @@
+"""The storage goes away while nginx moves the bytes: 503 at once, and work goes on when it is back."""
+
+from __future__ import annotations
+
+import uuid
+
+import mlflow
+import pytest
+import requests
+
+from kit.door import docker
+from kit.stack import Stack, poll
+
+ROUTE = "/api/2.0/mlflow-artifacts/artifacts"
+
+
+@pytest.fixture
+def folder(stack: Stack) -> str:
+    """The path of a run's artifacts."""
+    experiment_id = mlflow.create_experiment(f"bytes-{uuid.uuid4().hex[:8]}")
+    run = mlflow.MlflowClient().create_run(experiment_id)
+    return f"{ROUTE}/{run.info.artifact_uri.removeprefix('mlflow-artifacts:/')}"
+
+
+def ask(stack: Stack, method: str, path: str, body: bytes | None = None) -> requests.Response:
+    return stack.session().request(method, stack.url + path, data=body, timeout=120)
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["stopped", "frozen"])
+def test_a_storage_that_is_away_is_503_and_heals(stack: Stack, folder: str, frozen: bool) -> None:
+    assert ask(stack, "PUT", f"{folder}/a.bin", b"before").status_code == 200
+    restarted = stack.inspect(stack.container("nginx"))["State"]["StartedAt"]
+    container = stack.container("minio")
+    if frozen:
+        docker("pause", container)
+    else:
+        stack.compose("stop", "minio")
+    try:
+        for method, name, body in (("PUT", "new.bin", b"x" * 3_000_000), ("GET", "a.bin", None)):
+            answer = ask(stack, method, f"{folder}/{name}", body)
+            assert answer.status_code == 503, (method, answer.text[:200])
+            assert answer.json()["error_code"] == "TEMPORARILY_UNAVAILABLE"
+            assert answer.headers["Retry-After"]
+        assert ask(stack, "HEAD", f"{folder}/a.bin").status_code == 503
+        assert stack.get("/version").status_code == 200
+    finally:
+        if frozen:
+            docker("unpause", container)
+        else:
+            stack.compose("start", "minio")
+
+    def heals() -> bool:
+        return ask(stack, "GET", f"{folder}/a.bin").text == "before"
+
+    poll(heals, seconds=60, what="what was stored is read again")
+    assert ask(stack, "GET", f"{folder}/new.bin").status_code == 404
+    assert ask(stack, "PUT", f"{folder}/new.bin", b"after").status_code == 200
+    assert ask(stack, "GET", f"{folder}/new.bin").text == "after"
+    assert stack.inspect(stack.container("nginx"))["State"]["StartedAt"] == restarted
+    stack.wait_ready()
