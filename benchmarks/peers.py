@@ -26,6 +26,7 @@ from kit.people import add
 from kit.stack import ROOT, Stack, free_port, poll
 
 USER = "bench"
+BUCKET = "mlflow"
 OURS = ("nginx", "auth", "fastpath", "mlflow")
 """The services between a client and the stores. Those that the Compose file does not have are left out."""
 DATABASES: dict[str, str] = {

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
+from rows.artifacts import ARTIFACTS
 from rows.client import CLIENT
 from rows.flow import FLOW, HELD
 from rows.models import MODELS
@@ -11,14 +10,4 @@ from rows.pages import PAGES
 from rows.row import Row
 from rows.search import SEARCH
 
-
-def _artifacts() -> list[Row]:
-    """Return the row of benchmarks/artifacts.py, where that is there and defines one (`ROW`)."""
-    if find_spec("artifacts") is None:
-        return []
-    import artifacts
-
-    return [artifacts.ROW] if hasattr(artifacts, "ROW") else []
-
-
-ROWS: dict[str, Row] = {row.name: row for row in (FLOW, HELD, CLIENT, SEARCH, *_artifacts(), PAGES, MODELS)}
+ROWS: dict[str, Row] = {row.name: row for row in (FLOW, HELD, CLIENT, SEARCH, ARTIFACTS, PAGES, MODELS)}
