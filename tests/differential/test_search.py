@@ -433,6 +433,7 @@ FILTERS = {
     "param with a comment": where("params.optimizer = 'a--b'", fast),
     "param with a semicolon": where("params.optimizer = 'a;b'", slow),
     "param with AND in it": where("params.optimizer = 'a AND b'", slow),
+    "param with and in it": where("params.optimizer = 'a and b'", slow),
     "param with a percent": where("params.optimizer = 'a%b'"),
     "param with a colon": where("params.optimizer = ':a'"),
     "param with a backquote": where("params.optimizer = '`'", slow),
@@ -491,7 +492,9 @@ FILTERS = {
     "four": where(
         "metrics.loss > -1 AND params.lr != '0.2' AND tags.team LIKE '%a%' AND attributes.status = 'FINISHED'"
     ),
-    "and in lower case": where("metrics.loss > 0 and params.lr = '0.1'", slow),
+    "and in lower case": where("metrics.loss > 0 and params.lr = '0.1'"),
+    "and in both cases": where("metrics.loss > 0 and params.lr = '0.1' AND tags.team LIKE '%a%'"),
+    "And with a capital": where("metrics.loss > 0 And params.lr = '0.1'", slow),
     "OR": where("metrics.loss > 0 OR params.lr = '0.1'", slow),
     "NOT": where("NOT metrics.loss > 0", slow),
     "parentheses": where("(metrics.loss > 0)", slow),
@@ -667,7 +670,9 @@ clauses = st.builds(
     st.sampled_from([" "] * 6 + [""]),
     st.sampled_from(VALUES),
 )
-filters = st.lists(clauses, max_size=3).map(" AND ".join)
+filters = st.builds(
+    lambda word, some: word.join(some), st.sampled_from([" AND ", " and "]), st.lists(clauses, max_size=3)
+)
 orders = st.lists(
     st.builds(
         "{}.{}{}".format,

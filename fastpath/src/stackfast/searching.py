@@ -48,6 +48,7 @@ _FILTER = re.compile(
     r"|(?P<number>-?[0-9]{1,15}(?:\.[0-9]{1,15})?)"
     r"|\((?P<list>'[0-9a-f]{32}'(?:, ?'[0-9a-f]{32}')*)\))"
 )
+_AND = re.compile(" (?:AND|and) ")
 _ORDER = re.compile(_NAME + r"(?: (?P<way>ASC|DESC|asc|desc))?")
 
 
@@ -81,7 +82,7 @@ def conditions(filter_string: str, arguments: Arguments) -> list[str]:
     """Return SQL conditions on `runs AS run` for a filter."""
     if not filter_string:
         return []
-    clauses = filter_string.split(" AND ")
+    clauses = _AND.split(filter_string)
     if len(clauses) > CLAUSES:
         raise NotMineError("filter")
     return [_condition(clause, arguments) for clause in clauses]
