@@ -1,7 +1,9 @@
-"""Runs by the ten thousand, put into a database past its server, and how a server is asked for them."""
+"""Runs by the ten thousand and what else pages show much of, put into a database past its server."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from kit.stack import Stack
@@ -14,6 +16,12 @@ LARGEST_FOR_ALL = 100_000
 START_MS = 1_700_000_000_000
 NEWEST = "newest run of all"
 """The name of the run that a page shows first."""
+CHARTS = "charts"
+"""The experiment whose 50 runs have 10,000 points of a metric each."""
+CHART_RUNS, CHART_POINTS = 50, 10_000
+MODELS = "models"
+"""1,000 registered models with a version each; the first ones are of the name below and a number."""
+MODEL = "a-model"
 
 _EXTRA: dict[str, dict[str, tuple[str, str]]] = {
     "mlflow": {
@@ -34,12 +42,12 @@ _EXTRA: dict[str, dict[str, tuple[str, str]]] = {
 """What each table has besides the columns of both: more columns, and their values."""
 
 
-def takes_part(server: str, runs: int) -> bool:
-    """Return whether a server gets an experiment of that many runs.
+def takes_part(server: str, what: int | str) -> bool:
+    """Return whether a server gets an experiment of that many runs, or what a name stands for.
 
     A million would take about 9 GB in each database (110,000 take 0.9), so not all of them get one.
     """
-    return runs <= LARGEST_FOR_ALL or server in ("ours", "stock")
+    return isinstance(what, str) or what <= LARGEST_FOR_ALL or server in ("ours", "stock")
 
 
 def experiment_name(runs: int) -> str:
@@ -83,15 +91,58 @@ INSERT INTO tags (key, value, run_uuid)
 """
 
 
-def seed(stack: Stack, database: str, tables: Tables, sizes: list[int]) -> None:
-    """Make an experiment of each size, then gather statistics, so that no server plans without them."""
-    for runs in sizes:
+def chart_statements(runs: int = CHART_RUNS, points: int = CHART_POINTS) -> str:
+    """Return SQL that makes the experiment CHARTS."""
+    return f"""
+INSERT INTO experiments (name, artifact_location, lifecycle_stage, creation_time, last_update_time, workspace)
+    VALUES ('{CHARTS}', 'mlflow-artifacts:/charts', 'active', {START_MS}, {START_MS}, 'default');
+CREATE TEMP TABLE seeded ON COMMIT DROP AS
+    SELECT md5('{CHARTS} ' || number) AS id, number, {START_MS} + number * 1000::bigint AS ms, experiment_id
+    FROM generate_series(1, {runs}) AS number, experiments WHERE name = '{CHARTS}';
+INSERT INTO runs (run_uuid, name, source_type, source_name, entry_point_name, user_id, status, start_time,
+        end_time, source_version, lifecycle_stage, artifact_uri, experiment_id)
+    SELECT id, 'run-' || number, 'UNKNOWN', '', '', 'trainer', 'FINISHED', ms, ms + 500, '', 'active',
+        'mlflow-artifacts:/charts/' || id || '/artifacts', experiment_id FROM seeded;
+INSERT INTO tags (key, value, run_uuid) SELECT 'mlflow.runName', 'run-' || number, id FROM seeded;
+INSERT INTO metrics (key, value, timestamp, step, is_nan, run_uuid)
+    SELECT 'loss', number / (step + 1.0), ms + step, step, false, id
+    FROM seeded, generate_series(0, {points - 1}) AS step;
+INSERT INTO latest_metrics (key, value, timestamp, step, is_nan, run_uuid)
+    SELECT key, value, timestamp, step, is_nan, run_uuid
+    FROM metrics JOIN seeded ON run_uuid = id WHERE step = {points - 1};
+"""
+
+
+MODEL_STATEMENTS = f"""
+INSERT INTO registered_models (workspace, name, creation_time, last_updated_time, description)
+    SELECT 'default', '{MODEL}-' || lpad(number::text, 4, '0'), {START_MS} + number, {START_MS} + number, ''
+    FROM generate_series(1, 1000) AS number;
+INSERT INTO model_versions (workspace, name, version, creation_time, last_updated_time, description, user_id,
+        current_stage, source, run_id, status)
+    SELECT workspace, name, 1, creation_time, creation_time, '', 'trainer', 'None',
+        'mlflow-artifacts:/seeded', NULL, 'READY' FROM registered_models WHERE name LIKE '{MODEL}-%';
+"""
+
+
+def chart_run(number: int) -> str:
+    """Return the id of a run of CHARTS; they count from 1."""
+    return hashlib.md5(f"{CHARTS} {number}".encode(), usedforsecurity=False).hexdigest()
+
+
+def script(what: int | str, tables: Tables) -> str:
+    """Return the SQL for an experiment of so many runs, or for CHARTS or MODELS (of MLflow's tables only)."""
+    if isinstance(what, int):
+        return statements(what, tables)
+    return {CHARTS: chart_statements(), MODELS: MODEL_STATEMENTS}[what]
+
+
+def seed(stack: Stack, database: str, tables: Tables, wanted: Sequence[int | str]) -> None:
+    """Put in what is wanted (see `script`), then gather statistics, so that no server plans without them."""
+    for what in wanted:
         psql = ("psql", "--host=/run/postgresql", "--username=postgres", "--quiet", "--output=/dev/null")
         options = ("--single-transaction", "--set=ON_ERROR_STOP=1", f"--dbname={database}")
-        script = "SET session_replication_role = replica;" + statements(
-            runs, tables
-        )  # foreign keys hold already
-        stack.compose("exec", "-T", "postgres", *psql, *options, given=script, timeout=3600)
+        given = "SET session_replication_role = replica;" + script(what, tables)  # foreign keys hold already
+        stack.compose("exec", "-T", "postgres", *psql, *options, given=given, timeout=3600)
     stack.compose(
         *("exec", "-T", "postgres", "psql", "--host=/run/postgresql", "--username=postgres"),
         *(f"--dbname={database}", "--command=VACUUM ANALYZE", "--command=CHECKPOINT"),

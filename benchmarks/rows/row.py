@@ -45,22 +45,22 @@ class Bench:
     options: Options
     load: Path
     """The load generator."""
-    seeded: set[tuple[str, int]]
-    """The databases and sizes of experiments that are there already."""
+    seeded: set[tuple[str, int | str]]
+    """The databases, and what was put into each already: see seeding.script."""
 
     def server(self, name: str) -> Server:
         """Return a server."""
         return self.peers.servers[name]
 
-    def seed(self, names: Sequence[str], sizes: Sequence[int]) -> None:
-        """Put experiments of these sizes into the servers' databases, once."""
+    def seed(self, names: Sequence[str], wanted: Sequence[int | str]) -> None:
+        """Put experiments of these sizes, and what names stand for, into the servers' databases, once."""
         for name in names:
             server = self.server(name)
-            due = [size for size in sizes if seeding.takes_part(name, size)]
-            wanted = [size for size in due if (server.database, size) not in self.seeded]
-            if wanted:
-                seeding.seed(self.peers.stack, server.database, server.tables, wanted)
-                self.seeded.update((server.database, size) for size in wanted)
+            due = [what for what in wanted if seeding.takes_part(name, what)]
+            new = [what for what in due if (server.database, what) not in self.seeded]
+            if new:
+                seeding.seed(self.peers.stack, server.database, server.tables, new)
+                self.seeded.update((server.database, what) for what in new)
 
 
 def nothing(bench: Bench) -> None:

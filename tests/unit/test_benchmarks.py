@@ -465,6 +465,25 @@ def test_seeded_runs_are_runs_of_mlflow(database: str) -> None:
         assert run.data.params["p1"] == "3"
 
 
+def test_what_pages_show_much_of_is_mlflows(database: str) -> None:
+    from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore as Registry
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    with psycopg2.connect(database) as connection, connection.cursor() as cursor:
+        cursor.execute(seeding.chart_statements(2, 30))
+        cursor.execute(seeding.script(seeding.MODELS, "mlflow"))
+    connection.close()
+    uri = database.replace("postgresql://", "postgresql+psycopg2://")
+    store = SqlAlchemyStore(uri, "file:///tmp")
+    run = store.get_run(seeding.chart_run(1))
+    assert run.info.experiment_id == store.get_experiment_by_name(seeding.CHARTS).experiment_id
+    assert set(run.data.metrics) == {"loss"}
+    assert len(store.get_metric_history(seeding.chart_run(2), "loss")) == 30
+    models = Registry(uri).search_registered_models(max_results=100)
+    assert [model.name for model in models][:2] == [f"{seeding.MODEL}-0001", f"{seeding.MODEL}-0002"]
+    assert [version.version for version in models[0].latest_versions] == [1]
+
+
 def test_the_limit_leaves_the_rows_that_a_run_of_the_flow_leaves(database: str) -> None:
     """Statement by statement, with pgbench's variables put in as the parameters that it makes of them."""
     statements = [line for line in pgbench.FLOW.read_text().splitlines() if line.endswith(";")]
