@@ -95,7 +95,7 @@ done
     # $artifact_bytes tells MLflow that nginx can move an artifact (artifacts/routes.conf).
     if [ "$artifact_bytes" = nginx ]; then
         printf 'map "" $store { default "%s"; }\n' "${S3_ENDPOINT_URL#http://}"
-        printf 'map "" $store_root { default "/mlflow/artifacts"; }\n'
+        printf 'map "" $store_root { default "/%s/%s"; }\n' "${S3_BUCKET:-mlflow}" "${S3_PREFIX:-artifacts}"
         printf 'js_var $artifact_bytes;\ninclude /opt/nginx/artifacts/http.conf;\n'
     else
         printf 'map "" $artifact_bytes { default ""; }\n'

@@ -26,6 +26,7 @@ const TOKEN = /^[!#$%&'*+\-.0-9A-Z^_`a-z|~]+$/;
 
 // What an object keeps of the storage's headers; the others are the storage's own.
 const KEPT = ['content-length', 'content-range', 'accept-ranges'];
+const KEPT_OF_UPLOAD = ['content-length'];
 
 // ---- names ----
 
@@ -187,13 +188,13 @@ function handed(r) {
     const type = v.upstream_http_x_artifact_type;
     v.artifact_answer_type = /(java|ecma|live)script/i.test(type) ? 'text/plain' : type;
     v.artifact_disposition = v.upstream_http_x_artifact_disposition;
-    v.artifact_caching = v.upstream_http_cache_control || '';
+    v.artifact_caching = v.upstream_http_x_artifact_caching || '';
     return 'read';
 }
 
 // The head of the storage's answer becomes that of MLflow.
 function answer(r) {
-    const kept = r.method === 'PUT' ? KEPT.slice(0, 1) : KEPT;
+    const kept = r.method === 'PUT' ? KEPT_OF_UPLOAD : KEPT;
     for (let name in r.headersOut) {
         if (kept.indexOf(name.toLowerCase()) < 0) {
             delete r.headersOut[name];

@@ -26,6 +26,22 @@ def ask(stack: Stack, method: str, path: str, body: bytes | None = None) -> requ
     return stack.session().request(method, stack.url + path, data=body, timeout=120)
 
 
+def test_without_mlflow_plain_artifacts_are_there_and_the_rest_is_503(stack: Stack, folder: str) -> None:
+    assert ask(stack, "PUT", f"{folder}/a.bin", b"here").status_code == 200
+    stack.compose("stop", "mlflow")
+    try:
+        assert ask(stack, "GET", f"{folder}/a.bin").text == "here"
+        assert ask(stack, "PUT", f"{folder}/b.bin", b"new").status_code == 200
+        # What is missing in the storage, and odd names, are MLflow's to answer.
+        for path in (f"{folder}/none.bin", f"{folder}/%C3%A9.bin"):
+            answer = ask(stack, "GET", path)
+            assert (answer.status_code, answer.headers.get("Retry-After") is not None) == (503, True), path
+            assert answer.json()["error_code"] == "TEMPORARILY_UNAVAILABLE"
+    finally:
+        stack.compose("start", "mlflow")
+        stack.wait_ready()
+
+
 @pytest.mark.parametrize("frozen", [False, True], ids=["stopped", "frozen"])
 def test_a_storage_that_is_away_is_503_and_heals(stack: Stack, folder: str, frozen: bool) -> None:
     assert ask(stack, "PUT", f"{folder}/a.bin", b"before").status_code == 200

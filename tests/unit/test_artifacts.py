@@ -56,7 +56,7 @@ class FakeS3:
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> FakeS3:
     fake = FakeS3({"artifacts/1/run/artifacts/a.txt": b"hello"})
-    monkeypatch.setattr(artifacts, "new_s3_client", lambda _endpoint: fake)
+    monkeypatch.setattr(artifacts, "new_s3_client", lambda _endpoint, **_: fake)
     return fake
 
 

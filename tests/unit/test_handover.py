@@ -48,7 +48,7 @@ class FakeS3:
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> FakeS3:
     fake = FakeS3()
-    monkeypatch.setattr(artifacts, "new_s3_client", lambda _endpoint: fake)
+    monkeypatch.setattr(artifacts, "new_s3_client", lambda _endpoint, **_: fake)
     monkeypatch.setenv(DESTINATION_VARIABLE, DESTINATION)
     return fake
 
@@ -96,7 +96,7 @@ def test_a_download_is_handed_over_with_the_headers_that_mlflow_made(s3: FakeS3,
             b"x-artifact-type": b"text/plain",
             b"x-artifact-disposition": b"attachment; filename=x",
             b"content-length": b"0",
-            b"cache-control": b"no-cache",
+            b"x-artifact-caching": b"no-cache",
         },
     }
     assert s3.moved == []

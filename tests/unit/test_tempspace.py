@@ -23,9 +23,19 @@ class Exchange:
         self.sent: list[dict[str, Any]] = []
         self.received = 0
 
-    def run(self, *, method: str = "PUT", path: str = UPLOAD, chunks: tuple[bytes, ...] = (b"x",)) -> int:
+    def run(
+        self,
+        *,
+        method: str = "PUT",
+        path: str = UPLOAD,
+        chunks: tuple[bytes, ...] = (b"x",),
+        asked: bytes | None = None,
+    ) -> int:
         length = str(sum(map(len, chunks))).encode()
-        scope = {"type": "http", "method": method, "path": path, "headers": [(b"content-length", length)]}
+        headers = [(b"content-length", length)] + (
+            [(b"x-artifact-bytes", asked)] if asked is not None else []
+        )
+        scope = {"type": "http", "method": method, "path": path, "headers": headers}
         messages = [
             {"type": "http.request", "body": chunk, "more_body": number < len(chunks)}
             for number, chunk in enumerate(chunks, start=1)
@@ -128,3 +138,9 @@ def test_no_room_is_never_negative(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"z" * 10)
     assert room_bytes(tmp_path, 5, 0) == 0
     assert room_bytes(tmp_path, 1000, 1 << 62) == 0
+
+
+@pytest.mark.parametrize(("method", "asked"), [("GET", b"nginx"), ("PUT", b"look")])
+def test_what_nginx_moves_itself_needs_no_room(tmp_path: Path, method: str, asked: bytes) -> None:
+    assert Exchange(tmp_path, accepting, limit_bytes=0).run(method=method, asked=asked) == 200
+    assert Exchange(tmp_path, accepting, limit_bytes=0).run(method=method, asked=b"") == 507

@@ -28,16 +28,21 @@ from typing import Any
 
 from boto3.exceptions import S3UploadFailedError
 from botocore.client import BaseClient
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, ReadTimeoutError
 from mlflow.environment_variables import MLFLOW_S3_ENDPOINT_URL
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST
+from mlflow.protos.databricks_pb2 import (
+    INVALID_PARAMETER_VALUE,
+    RESOURCE_DOES_NOT_EXIST,
+    TEMPORARILY_UNAVAILABLE,
+)
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
 
 from stackserver.audit import overwritten
 from stackserver.handover import handover, is_simple
 from stackserver.locations import refuse_place
+from stackserver.storage import LOOK_TIMEOUT_SECONDS
 from stackserver.storage import s3_client as new_s3_client
 from stackserver.tempspace import StorageFullError
 
@@ -160,14 +165,22 @@ def _said_plainly(name: str) -> Iterator[None]:
         raise
 
 
-def _is_there(client: BaseClient, bucket: str, key: str) -> bool:
-    """Return whether there is an object. Raise ClientError if the storage does not say so or the contrary."""
+def _is_there(bucket: str, key: str) -> bool:
+    """Return whether there is an object.
+
+    Raise ClientError if the storage does not say so or the contrary, and MlflowException with
+    TEMPORARILY_UNAVAILABLE if it says nothing soon.
+    """
+    client = new_s3_client(MLFLOW_S3_ENDPOINT_URL.get(), read_timeout_seconds=LOOK_TIMEOUT_SECONDS)
     try:
         client.head_object(Bucket=bucket, Key=key)
     except ClientError as error:
         if _code(error) not in MISSING:
             raise
         return False
+    except ReadTimeoutError as error:
+        message = "The object storage does not say now whether there is such an artifact. Try again."
+        raise MlflowException(message, error_code=TEMPORARILY_UNAVAILABLE) from error
     return True
 
 
@@ -181,12 +194,12 @@ class _FastFailingS3(S3ArtifactRepository):
         """Return whether there is an object. Raise MlflowException for a name that cannot be one."""
         bucket, root = self.parse_s3_compliant_uri(self.artifact_uri)
         with _said_plainly(artifact_path):
-            return _is_there(self._get_s3_client(), bucket, posixpath.join(root, artifact_path))
+            return _is_there(bucket, posixpath.join(root, artifact_path))
 
     def _upload_file(self, s3_client: BaseClient, local_file: str, bucket: str, key: str) -> None:
         replaced = overwritten.get()
         with _said_plainly(key):
-            if replaced is not None and _is_there(s3_client, bucket, key):
+            if replaced is not None and _is_there(bucket, key):
                 replaced.append(key)
             super()._upload_file(s3_client, local_file, bucket, key)
 

@@ -97,5 +97,5 @@ def _instead_of(headers: list[tuple[bytes, bytes]], path: str) -> list[tuple[byt
         (b"x-artifact-type", made.get(b"content-type", b"application/octet-stream")),
         (b"x-artifact-disposition", made.get(b"content-disposition", b"attachment")),
         (b"content-length", b"0"),
-        *[(name, value) for name, value in made.items() if name == b"cache-control"],
+        *[(b"x-artifact-caching", value) for name, value in made.items() if name == b"cache-control"],
     ]

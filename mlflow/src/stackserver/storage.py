@@ -13,6 +13,8 @@ from botocore.config import Config
 
 CONNECT_TIMEOUT_SECONDS = 3
 READ_TIMEOUT_SECONDS = 60
+LOOK_TIMEOUT_SECONDS = 5
+"""Of a question whether there is an object: MinIO lets it wait as long as somebody uploads that object."""
 READY_PREFIX = ".stack/ready/"
 """Where replicas prove that they may write: outside the artifacts' prefix."""
 
