@@ -12,7 +12,7 @@ from stackfast.database import Database, run_on
 from stackfast.outcomes import NotMineError, UndoneError
 from stackfast.records import whole_runs
 from stackfast.requests import Request, experiment_id_of, int64_of, json_object, list_of, text_of
-from stackfast.searching import Arguments, conditions, order
+from stackfast.searching import Arguments, begins_with_metric, conditions, order
 
 EXPERIMENTS = 1000
 PAGE_LIMIT, PAGE_DEFAULT = 1000, 1000
@@ -44,27 +44,39 @@ class Search:
             raise NotMineError("page")
         offset = _offset(_text(given, "page_token"))
         orders = [text_of(each, FILTER_LENGTH) for each in list_of(given.get("order_by", []), 20)]
-        arguments = Arguments()
-        wanted = conditions(_text(given, "filter"), arguments)
-        joins, ordering = order(orders, arguments)
-        # One experiment by "=": PostgreSQL then reads its index in the order of the page.
-        where = (
-            f"run.experiment_id = {arguments.add(experiments[0], 'int')}"
-            if len(experiments) == 1
-            else f"run.experiment_id = ANY({arguments.add(experiments, 'int[]')})"
-        )
-        stage = (
-            f"run.lifecycle_stage = '{stages[0]}'"
-            if len(stages) == 1
-            else "run.lifecycle_stage IN ('active', 'deleted')"
-        )
-        statement = (
-            f"SELECT run.run_uuid FROM runs AS run {joins} WHERE {' AND '.join([where, stage, *wanted])}"  # noqa: S608
-            f" ORDER BY {ordering} LIMIT {limit + 1} OFFSET {offset}"
-        )
+        filter_string = _text(given, "filter")
+
+        def statement(*, measured: bool) -> tuple[str, list[object]]:
+            arguments = Arguments()
+            wanted = conditions(filter_string, arguments)
+            joins, ordering = order(orders, arguments, measured=measured)
+            # One experiment by "=": PostgreSQL then reads its index in the order of the page.
+            where = (
+                f"run.experiment_id = {arguments.add(experiments[0], 'int')}"
+                if len(experiments) == 1
+                else f"run.experiment_id = ANY({arguments.add(experiments, 'int[]')})"
+            )
+            stage = (
+                f"run.lifecycle_stage = '{stages[0]}'"
+                if len(stages) == 1
+                else "run.lifecycle_stage IN ('active', 'deleted')"
+            )
+            text = (
+                f"SELECT run.run_uuid FROM runs AS run {joins} WHERE {' AND '.join([where, stage, *wanted])}"  # noqa: S608
+                f" ORDER BY {ordering} LIMIT {limit + 1} OFFSET {offset}"
+            )
+            return text, arguments.values
+
+        # The whole one first: what is not the fast path's is found before anything is asked.
+        statements = [statement(measured=False)]
+        if begins_with_metric(orders):
+            statements.insert(0, statement(measured=True))
         try:
             async with self._database.connection() as connection:
-                ids = [row["run_uuid"] for row in await run_on(connection, statement, *arguments.values)]
+                for text, values in statements:
+                    ids = [row["run_uuid"] for row in await run_on(connection, text, *values)]
+                    if len(ids) > limit:
+                        break
                 # MLflow reads the one more too, and fails if it cannot.
                 records = (await whole_runs(connection, ids))[:limit]
         except UndoneError as error:

@@ -125,8 +125,18 @@ def _condition(clause: str, arguments: Arguments) -> str:
     )
 
 
-def order(order_by: list[str], arguments: Arguments) -> tuple[str, str]:
-    """Return (joins, ORDER BY) of `runs AS run` for a list of orders."""
+def begins_with_metric(order_by: list[str]) -> bool:
+    """Return whether runs are ordered by a metric before all else."""
+    match = _ORDER.fullmatch(order_by[0]) if order_by else None
+    return bool(match) and _KINDS.get(match["kind"] or "") == "metric"
+
+
+def order(order_by: list[str], arguments: Arguments, *, measured: bool = False) -> tuple[str, str]:
+    """Return (joins, ORDER BY) of `runs AS run` for a list of orders.
+
+    With `measured` (the list begins with a metric) only runs that have a number of it: those come first
+    anyway, and for them an index has the order.
+    """
     joins: list[str] = []
     terms: list[str] = []
     seen: set[tuple[str, str]] = set()
@@ -147,10 +157,13 @@ def order(order_by: list[str], arguments: Arguments) -> tuple[str, str]:
             value, nan = f"run.{'name' if key == 'run_name' else key}", ""
         else:
             alias = f"o{number}"
-            joins.append(
-                f"LEFT JOIN {TABLES[kind]} AS {alias} ON {alias}.run_uuid = run.run_uuid"
-                f" AND {alias}.key = {arguments.add(key, 'text')}"
-            )
+            join = f"JOIN {TABLES[kind]} AS {alias} ON {alias}.run_uuid = run.run_uuid"
+            join += f" AND {alias}.key = {arguments.add(key, 'text')}"
+            if measured and number == 1:
+                joins.append(f"{join} AND NOT {alias}.is_nan")
+                terms.append(f"{alias}.value{way}")
+                continue
+            joins.append(f"LEFT {join}")
             value, nan = f"{alias}.value", f"WHEN {alias}.is_nan THEN 1 " if kind == "metric" else ""
         terms.append(f"CASE {nan}WHEN ({value} IS NULL) THEN {2 if kind == 'metric' else 1} ELSE 0 END")
         terms.append(value + way)
