@@ -356,6 +356,8 @@ class Side:
 
     def prepare(self) -> None:
         """Let ids begin at another number, and note what is there already."""
+        # MLflow makes the experiment Default when it is asked for the first time.
+        assert self.ask(Request("GET", f"{PREFIX}experiments/get?experiment_id=0", (), None)).status == 200
         for names in (self.names, self.all_names):
             names.always = json.loads(self.tables.query(DEFAULT_TIMES))
             names.clear()
