@@ -1,6 +1,6 @@
 #!/bin/sh
 # Check the settings, render them for nginx, test the configuration, start; take up a new certificate,
-# a new key of the door and a new one of the storage.
+# a new key of the door and a new one of the storage, and a new day's log.
 set -eu
 
 # quoted WORDS: as a regular expression that matches them alone.
@@ -148,11 +148,23 @@ render_certificate() {
 }
 render_certificate
 
+# The audit log's file of today; nowhere while its volume takes none, for that must stop no request.
+# Returns 1 if nothing changed.
+link_log() {
+    today=/audit/nginx/access-$(date -u +%F).jsonl
+    (: >>"$today") 2>/dev/null || today=/dev/null
+    [ "$(readlink /tmp/nginx/access.jsonl)" != "$today" ] || return 1
+    [ "$today" != /dev/null ] || echo 'the audit log misses requests: /audit/nginx cannot be written' >&2
+    ln -sfn "$today" /tmp/nginx/access.jsonl
+}
+link_log || :
+
 # A changed certificate or key is taken up by new connections; those that are open go on.
 fingerprint() { choose_certificate; cat "$certificate" "$key" "$door_key" "$storage_key" 2>/dev/null | cksum; }
 follow_files() {
     known=$(fingerprint)
     while sleep 5; do
+        ! link_log || nginx -s reopen -c /opt/nginx/nginx.conf || :
         now=$(fingerprint)
         [ "$now" != "$known" ] || continue
         render_certificate
@@ -166,5 +178,5 @@ follow_files() {
 if ! nginx -t -q -c /opt/nginx/nginx.conf; then
     refuse 'nginx does not accept the rendered configuration (see above)' 'correct PUBLIC_URL, TRUSTED_PROXIES or TLS_MODE in .env'
 fi
-[ "${TLS_MODE:-off}:$authorization:$artifact_bytes" = off:roles:mlflow ] || follow_files &
+follow_files &
 exec nginx -c /opt/nginx/nginx.conf -g 'daemon off;'

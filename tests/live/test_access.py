@@ -175,7 +175,11 @@ def test_the_audit_log_says_who_changed_what(stack: Stack, as_role: Callable[[st
         ("POST /runs/delete", 200),
     ]
     assert found[1]["objects"] == {"run_id": run.run_id}
-    (request,) = told("--requests", "--user", "the-writer", "--words", "/runs/delete")
+    (request,) = poll(
+        lambda: told("--requests", "--user", "the-writer", "--words", "/runs/delete"),
+        seconds=20,
+        what="nginx has written its line",
+    )
     assert request["request"] == found[1]["request"]
     poll(
         # Each worker of MLflow writes its own counts, a minute after the first of them.

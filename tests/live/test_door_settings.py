@@ -319,3 +319,32 @@ def test_the_real_client_logs_through_tls(
     assert client.get_run(run_id).data.metrics == {"loss": 0.125}
     local = client.download_artifacts(run_id, "blob.bin", str(tmp_path))
     assert Path(local).read_bytes() == content
+
+
+def in_door(opened: Door, script: str) -> str:
+    return docker("exec", opened.name, "sh", "-c", script).strip()
+
+
+def test_the_audit_log_follows_the_day_and_stops_no_request_where_it_cannot_be_written(stack: Stack) -> None:
+    link, folder = "/tmp/nginx/access.jsonl", "/audit/nginx"
+    ask_in = {"Authorization": stack.authorization}
+    today = f"{folder}/access-$(date -u +%F).jsonl"
+
+    def is_written(path: str) -> bool:
+        assert send(opened.port, "GET", "/version", **ask_in).status == 200
+        return in_door(opened, f"readlink {link}") == in_door(opened, f"echo {path}")
+
+    def has_lines(path: str) -> bool:
+        return is_written(path) and int(in_door(opened, f"wc -l <{path}")) > 0
+
+    with door(stack, stack_networks(stack)) as opened:
+        poll(lambda: has_lines(today), seconds=20, what="requests are in today's file")
+        # As if it had been started on another day.
+        old = f"{folder}/access-2001-02-03.jsonl"
+        in_door(opened, f"ln -sfn {old} {link} && rm {today} && nginx -s reopen -c /opt/nginx/nginx.conf")
+        poll(lambda: has_lines(today), seconds=30, what="the next day has its file")
+        in_door(opened, f"rm {today} && chmod 500 {folder}")
+        poll(lambda: is_written("/dev/null"), seconds=30, what="requests go on without the log")
+        assert "the audit log misses requests" in opened.log()
+        in_door(opened, f"chmod 700 {folder}")
+        poll(lambda: has_lines(today), seconds=30, what="it is written again")

@@ -45,14 +45,15 @@ def start(folder: Path, settings: dict[str, str], key: str = KEY) -> subprocess.
         (folder / "secrets/nginx").mkdir(parents=True)
         (folder / "secrets/nginx/door_key").write_text(key)
         (folder / "secrets/nginx/storage.json").write_text("{}")
+    (folder / "audit/nginx").mkdir(parents=True)
     shutil.copytree(ROOT / "nginx", door)
     (door / "mime.types").write_text("types { text/html html; }\n")
     for path in (*door.rglob("*.conf"), *door.rglob("*.inc"), door / "start.sh"):
         text = path.read_text().replace("/etc/nginx/mime.types", f"{door}/mime.types")
-        text = text.replace("/secrets/", f"{folder}/secrets/")
+        text = text.replace("/secrets/", f"{folder}/secrets/").replace("/audit/", f"{folder}/audit/")
         path.write_text(text.replace("/opt/nginx", str(door)).replace("/tmp/nginx", f"{folder}/rendered"))
     program(folder / "bin", "nginx", "")
-    # No certificate is followed: the loop would outlive the test.
+    # No file and no day is followed: the loop would outlive the test.
     program(folder / "bin", "sleep", "exit 1")
     return subprocess.run(
         ["sh", str(door / "start.sh")],
