@@ -25,7 +25,7 @@ from stackfast.requests import (
     run_id_of,
     text_of,
 )
-from stackfast.searching import Arguments, conditions, order
+from stackfast.searching import Arguments, begins_with_metric, conditions, order
 from stackserver.errors import RefusedError
 
 RUN = "0123456789abcdef0123456789abcdef"
@@ -135,6 +135,30 @@ def test_filters_and_orders_become_sql_with_arguments_only() -> None:
     assert ordering.endswith("run.end_time, run.start_time DESC, run.run_uuid")
 
 
+def test_an_order_by_a_metric_may_ask_for_the_runs_that_have_it() -> None:
+    arguments = Arguments()
+    joins, ordering = order(["metrics.a DESC", "params.b"], arguments, measured=True)
+    assert joins.startswith("JOIN latest_metrics AS o1 ")
+    assert "AND NOT o1.is_nan LEFT JOIN params AS o2" in joins
+    assert ordering.startswith("o1.value DESC, CASE WHEN (o2.value IS NULL) ")
+    assert arguments.values == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("orders", "begins"),
+    [
+        ([], False),
+        (["metrics.a"], True),
+        (["metric.`a b` DESC"], True),
+        (["params.a", "metrics.a"], False),
+        (["start_time DESC"], False),
+        (["metrics.a UP"], False),
+    ],
+)
+def test_what_begins_with_a_metric(orders: list[str], begins: bool) -> None:
+    assert begins_with_metric(orders) is begins
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -143,7 +167,7 @@ def test_filters_and_orders_become_sql_with_arguments_only() -> None:
         "params.a = 1",
         "params.a = 'it''s'",
         "params.a = 'x' OR params.a = 'y'",
-        "params.a = 'x' and params.b = 'y'",
+        "params.a = 'x' And params.b = 'y'",
         "dataset.name = 'x'",
         "attributes.nonsense = 'x'",
         "status = 'x'; DROP TABLE runs",
