@@ -15,7 +15,7 @@ import mlflow
 import pytest
 import requests
 
-from kit.door import Door, assert_security_headers, door, send, stack_networks
+from kit.door import Door, assert_security_headers, docker, door, send, stack_networks
 from kit.stack import ROOT, Stack, poll
 from stackops import tls
 
@@ -98,6 +98,22 @@ def test_http_2_is_spoken_and_old_protocols_are_not(secure: Secure) -> None:
         assert connection.version() == "TLSv1.2"
     with pytest.raises((ssl.SSLError, ConnectionError)):
         secure.connect(minimum_version=ssl.TLSVersion.TLSv1, maximum_version=ssl.TLSVersion.TLSv1_1)
+
+
+@pytest.mark.parametrize(("size", "status"), [(0, 200), (3_000_000, 413)])
+def test_a_body_of_unknown_length_that_a_get_brings_by_http_2_is_not_kept(
+    stack: Stack, secure: Secure, size: int, status: int
+) -> None:
+    address = "https://127.0.0.1:8080/api/2.0/mlflow/experiments/get?experiment_id=0"
+    body = f"head -c {size} /dev/zero |" if size else ""
+    more = "--data-binary @- --header Content-Length:" if size else ""
+    ask = (
+        f"{body} curl --http2 --insecure --silent --output /dev/null"
+        " --write-out '%{http_version} %{http_code}' --request GET"
+        f' --header "Authorization: $AUTHORIZATION" {more} "{address}"'
+    )
+    login = f"--env=AUTHORIZATION={stack.authorization}"
+    assert docker("exec", login, secure.door.name, "sh", "-c", ask) == f"2 {status}"
 
 
 def test_mlflows_client_works_through_tls(stack: Stack, secure: Secure) -> None:
