@@ -113,12 +113,13 @@ def test_what_is_not_plain_harms_no_other() -> None:
     run(work)
 
 
-def test_what_met_anothers_writing_is_looked_at_once_more_by_itself() -> None:
+@pytest.mark.parametrize("state", ["22012", "40P01"], ids=["race", "deadlock"])
+def test_what_met_anothers_writing_goes_once_more_by_itself(state: str) -> None:
     async def work() -> None:
         def refuse(items: list[str]) -> Exception | None:
             """The list always, "a" the first time, "b" every time."""
             met = len(items) > 1 or items == ["b"] or (items == ["a"] and statement.lists.count(["a"]) == 1)
-            return UndoneError("22012") if met else None
+            return UndoneError(state) if met else None
 
         statement = Statement(refuse)
         each: Batcher[str, str] = Batcher(statement)

@@ -141,7 +141,7 @@ class Batcher(Generic[Item, Answer]):
                     waiting.answer.set_result(answer)
 
     async def _alone(self, item: Item) -> Answer | None:
-        """Return the answer for one item; one that came between another's writing is looked at once more."""
+        """Return the answer for one item; one that met another's writing goes once more."""
         try:
             (answer,) = await self._statement([item])
         except UndoneError as error:
