@@ -278,6 +278,9 @@ def test_what_is_denied_is_in_no_list_and_behind_no_address(
     found = shown_to(bob, own, work)
     # By each way a 403, or an answer without it; before this, and to others after it, each way shows it.
     assert set(found.values()) <= {403, False}, found
+    artifact = f"{own.url}{ARTIFACTS}/{work.experiment_id}/{work.run_id}/artifacts/a.txt"
+    for method in ("GET", "HEAD"):
+        assert bob.request(method, artifact, timeout=30).status_code == 403, method
     assert set(shown_to(session(own, tokens["rita"]), own, work).values()) == {True}
 
 

@@ -113,6 +113,29 @@ def test_what_is_not_plain_harms_no_other() -> None:
     run(work)
 
 
+@pytest.mark.parametrize("state", ["22012", "40P01"], ids=["race", "deadlock"])
+def test_what_met_anothers_writing_goes_once_more_by_itself(state: str) -> None:
+    async def work() -> None:
+        def refuse(items: list[str]) -> Exception | None:
+            """The list always, "a" the first time, "b" every time."""
+            met = len(items) > 1 or items == ["b"] or (items == ["a"] and statement.lists.count(["a"]) == 1)
+            return UndoneError(state) if met else None
+
+        statement = Statement(refuse)
+        each: Batcher[str, str] = Batcher(statement)
+        first = await held(statement, each)
+        rest = [asyncio.create_task(each.submit(item)) for item in "abc"]
+        await settle()
+        statement.gate.set()
+        await asyncio.gather(*first)
+        a, b, c = await asyncio.gather(*rest, return_exceptions=True)
+        assert (a, c) == ("a", "c")
+        assert isinstance(b, NotMineError)
+        assert statement.lists[3:] == [["a", "b", "c"], ["a"], ["a"], ["b"], ["b"], ["c"]]
+
+    run(work)
+
+
 def test_after_two_waits_for_locks_the_rest_goes_to_mlflow() -> None:
     async def work() -> None:
         statement = Statement(lambda _: UndoneError("55P03"))

@@ -125,7 +125,7 @@ class Batcher(Generic[Item, Answer]):
                 _refuse(waiting, "lock" if locks >= LOCKS_BORNE else "late")
                 continue
             try:
-                (answer,) = await self._statement([waiting.item])
+                answer = await self._alone(waiting.item)
             except UndoneError as error:
                 locks += error.lock
                 _refuse(waiting, "lock" if error.lock else "refused by the database")
@@ -139,6 +139,16 @@ class Batcher(Generic[Item, Answer]):
                     _refuse(waiting, "not plain")
                 else:
                     waiting.answer.set_result(answer)
+
+    async def _alone(self, item: Item) -> Answer | None:
+        """Return the answer for one item; one that met another's writing goes once more."""
+        try:
+            (answer,) = await self._statement([item])
+        except UndoneError as error:
+            if not error.race:
+                raise
+            (answer,) = await self._statement([item])
+        return answer
 
     def _is_late(self, waiting: _Waiting[Item, Answer]) -> bool:
         return asyncio.get_running_loop().time() - waiting.since > LATE_SECONDS

@@ -29,5 +29,8 @@ class UndoneError(Exception):
 
     @property
     def race(self) -> bool:
-        """Whether another wrote the same just now: who looks again sees it (22012, as logs.py raises it)."""
-        return self.sqlstate == "22012"
+        """Whether another wrote the same just now, and who tries again finds it written.
+
+        22012, as logs.py raises it; 40P01, of two that wait for each other PostgreSQL gives up one.
+        """
+        return self.sqlstate in {"22012", "40P01"}
