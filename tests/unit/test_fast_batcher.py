@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 import pytest
 
@@ -47,6 +47,16 @@ async def held(statement: Statement, each: Batcher[str, str]) -> list[asyncio.Ta
         tasks.append(asyncio.create_task(each.submit(f"first{number}")))
         await settle()
     return tasks
+
+
+async def together(statement: Statement, each: Batcher[str, str], items: Iterable[str]) -> list[object]:
+    """Let items wait for one statement, run it, and return how each of them ended."""
+    first = await held(statement, each)
+    rest = [asyncio.create_task(each.submit(item)) for item in items]
+    await settle()
+    statement.gate.set()
+    await asyncio.gather(*first)
+    return await asyncio.gather(*rest, return_exceptions=True)
 
 
 def test_one_alone_starts_at_once_and_the_rest_go_together() -> None:
@@ -99,12 +109,7 @@ def test_what_is_not_plain_harms_no_other() -> None:
     async def work() -> None:
         statement = Statement(lambda items: UndoneError("23514") if "bad" in items else None)
         each: Batcher[str, str] = Batcher(statement)
-        first = await held(statement, each)
-        rest = [asyncio.create_task(each.submit(item)) for item in ("a", "bad", "odd", "b")]
-        await settle()
-        statement.gate.set()
-        await asyncio.gather(*first)
-        a, bad, odd, b = await asyncio.gather(*rest, return_exceptions=True)
+        a, bad, odd, b = await together(statement, each, ("a", "bad", "odd", "b"))
         assert (a, b) == ("a", "b")
         assert isinstance(bad, NotMineError)
         assert bad.reason == "refused by the database"
@@ -123,12 +128,7 @@ def test_what_met_anothers_writing_goes_once_more_by_itself(state: str) -> None:
 
         statement = Statement(refuse)
         each: Batcher[str, str] = Batcher(statement)
-        first = await held(statement, each)
-        rest = [asyncio.create_task(each.submit(item)) for item in "abc"]
-        await settle()
-        statement.gate.set()
-        await asyncio.gather(*first)
-        a, b, c = await asyncio.gather(*rest, return_exceptions=True)
+        a, b, c = await together(statement, each, "abc")
         assert (a, c) == ("a", "c")
         assert isinstance(b, NotMineError)
         assert statement.lists[3:] == [["a", "b", "c"], ["a"], ["a"], ["b"], ["b"], ["c"]]
@@ -155,12 +155,7 @@ def test_an_unknown_outcome_is_everybodys_and_nothing_is_tried_again() -> None:
     async def work() -> None:
         statement = Statement(lambda items: UnknownOutcomeError("gone") if "a" in items else None)
         each: Batcher[str, str] = Batcher(statement)
-        first = await held(statement, each)
-        rest = [asyncio.create_task(each.submit(item)) for item in "abc"]
-        await settle()
-        statement.gate.set()
-        await asyncio.gather(*first)
-        found = await asyncio.gather(*rest, return_exceptions=True)
+        found = await together(statement, each, "abc")
         assert [type(error) for error in found] == [UnknownOutcomeError] * 3
         assert statement.lists[3:] == [["a", "b", "c"]]
         assert await each.submit("d") == "d"
