@@ -37,6 +37,8 @@ def text(value: Any) -> str:
 STATUSES = ("FINISHED", "RUNNING", "FAILED", "SCHEDULED", "KILLED")
 USERS = ("ada", "grace", "", "ada%", "Ada")
 WORDS = ("adam", "sgd", "Adam", "a%b", "a_b", "", "größe", "a'b", "A", "adam ")
+LONG = tuple("ö" * 63 + end for end in ("", "ö", "öa", "öb"))
+"""As long as what of a value is in its index, one less, and longer with the same beginning."""
 LOSSES = (0.5, 0.25, 0.5, -1.0, 0.0, 1.7976931348623157e308, -1.7976931348623157e308, 1e-300, 3.0)
 
 
@@ -78,6 +80,8 @@ def seed_rows() -> dict[str, list[tuple[Any, ...]]]:
             rows["tags"].append((run, "team", WORDS[(number * 3) % len(WORDS)]))
         if number % 8 == 0:
             rows["tags"].append((run, "mlflow.parentRunId", run_id(1)))
+        rows["params"].append((run, "long", LONG[number % 4]))
+        rows["tags"].append((run, "long", LONG[number // 4 % 4]))
     return rows
 
 
@@ -442,6 +446,9 @@ FILTERS = {
     "param singular": where("param.lr = '0.1'"),
     "parameter": where("parameter.lr = '0.1'"),
     "parameters": where("parameters.lr = '0.1'"),
+    **{f"param of {len(value)} characters, {value[-1]}": where(f"params.long = '{value}'") for value in LONG},
+    **{f"tag of {len(value)} characters, {value[-1]}": where(f"tags.long = '{value}'") for value in LONG},
+    "param that is another's beginning": where(f"params.long = '{LONG[1][:62]}'"),
     "tag": where("tags.team = 'adam'"),
     "tag singular": where("tag.team != 'adam'"),
     "tag LIKE": where("tags.team LIKE '%a%'"),

@@ -9,6 +9,7 @@ import pytest
 import requests
 
 from kit.stack import ROOT, Stack
+from stackserver import indexes
 
 LONG_RUNNING = ("postgres", "minio", "mlflow", "fastpath", "auth", "nginx", "backup", "cron")
 ONE_SHOTS = ("secrets", "prepare")
@@ -85,9 +86,15 @@ def test_postgresql_has_checksums_and_sizes_that_follow_its_memory(stack: Stack)
 
 def test_big_tables_are_vacuumed_early(stack: Stack) -> None:
     query = "SELECT array_to_string(reloptions, ',') FROM pg_class WHERE oid = 'public.{}'::regclass"
-    for table in ("metrics", "params", "tags", "spans"):
+    for table in ("metrics", "params", "tags", "latest_metrics", "spans"):
         assert "autovacuum_vacuum_scale_factor=0.01" in stack.psql(query.format(table))
-    assert "fillfactor=90" in stack.psql(query.format("latest_metrics"))
+
+
+def test_pages_of_runs_have_their_indexes(stack: Stack) -> None:
+    valid = stack.psql(
+        "SELECT relname FROM pg_class JOIN pg_index ON indexrelid = pg_class.oid WHERE indisvalid"
+    )
+    assert set(indexes.INDEXES) <= set(valid.split())
 
 
 def test_the_schema_of_the_stack_belongs_to_its_own_role(stack: Stack) -> None:

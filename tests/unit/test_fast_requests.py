@@ -25,7 +25,8 @@ from stackfast.requests import (
     run_id_of,
     text_of,
 )
-from stackfast.searching import Arguments, begins_with_metric, conditions, order
+from stackfast.searching import INDEXED, Arguments, begins_with_metric, conditions, order
+from stackserver import indexes
 from stackserver.errors import RefusedError
 
 RUN = "0123456789abcdef0123456789abcdef"
@@ -130,9 +131,22 @@ def test_filters_and_orders_become_sql_with_arguments_only() -> None:
     found = conditions("metrics.a > 1.5 AND params.`b c` = 'x' AND attributes.status != 'FAILED'", arguments)
     assert len(found) == 3
     assert arguments.values == [1.5, "a", "x", "b c", "FAILED"]
+    assert '"left"(value, 64) = $3::text)' in found[1]
     joins, ordering = order(["metrics.a DESC", "attributes.end_time"], arguments)
     assert "latest_metrics AS o1" in joins
     assert ordering.endswith("run.end_time, run.start_time DESC, run.run_uuid")
+
+
+def test_values_are_compared_as_their_indexes_have_them() -> None:
+    assert indexes.VALUE_LENGTH == INDEXED
+    for kind in ("params", "tags"):
+        assert f'"left"(value, {INDEXED})' in indexes.INDEXES[f"stack_{kind}_by_value"]
+    arguments = Arguments()
+    (long,) = conditions(f"tags.a = '{'x' * 65}'", arguments)
+    assert '"left"(value, 64) = $1::text AND value = $2::text' in long
+    assert arguments.values[:2] == ["x" * 64, "x" * 65]
+    (other,) = conditions("tags.a != 'x'", Arguments())
+    assert "AND value != $1::text" in other
 
 
 def test_an_order_by_a_metric_may_ask_for_the_runs_that_have_it() -> None:

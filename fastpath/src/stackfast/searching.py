@@ -25,6 +25,8 @@ NUMBER_ATTRIBUTES = {"start_time": "start_time", "end_time": "end_time"}
 ORDER_ATTRIBUTES = {"start_time", "end_time", "status", "user_id", "artifact_uri", "run_name"}
 NUMBER_COMPARES = frozenset({"=", "!=", "<=", ">=", "<", ">"})
 TEXT_COMPARES = frozenset({"=", "!=", "LIKE", "ILIKE"})
+INDEXED = 64
+"""So many characters of a param or tag are in its index (stackserver.indexes)."""
 TABLES = {"metric": "latest_metrics", "param": "params", "tag": "tags"}
 _KINDS = {
     **dict.fromkeys(("metric", "metrics"), "metric"),
@@ -118,11 +120,21 @@ def _condition(clause: str, arguments: Arguments) -> str:
     else:
         if text is None or compare not in TEXT_COMPARES:
             raise NotMineError("filter")
-        value = f"value {compare} {arguments.add(text, 'text')}"
+        value = _is(text, arguments) if compare == "=" else f"value {compare} {arguments.add(text, 'text')}"
     return (
         f"EXISTS (SELECT FROM {TABLES[kind]} AS t WHERE t.run_uuid = run.run_uuid"
         f" AND t.key = {arguments.add(key, 'text')} AND {value})"
     )
+
+
+def _is(text: str, arguments: Arguments) -> str:
+    """Return the condition that a value is this text, as the index on it has it.
+
+    A text that is shorter than what the index holds is compared with that alone: with both conditions
+    PostgreSQL would take common values for rare ones.
+    """
+    beginning = f'"left"(value, {INDEXED}) = {arguments.add(text[:INDEXED], "text")}'
+    return beginning if len(text) < INDEXED else f"{beginning} AND value = {arguments.add(text, 'text')}"
 
 
 def begins_with_metric(order_by: list[str]) -> bool:

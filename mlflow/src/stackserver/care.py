@@ -1,8 +1,8 @@
 """How PostgreSQL keeps MLflow's big tables in order: their storage parameters.
 
 The settings of the whole database (postgres/postgresql.conf) are fractions: of ten million
-rows even 5 % is much. These tables get less, and room for updates in place. Storage
-parameters are no part of the schema: `mlflow db upgrade` neither sees nor removes them.
+rows even 5 % is much. These tables get less. Storage parameters are no part of the schema:
+`mlflow db upgrade` neither sees nor removes them.
 """
 
 from __future__ import annotations
@@ -10,22 +10,13 @@ from __future__ import annotations
 from psycopg2 import sql
 from psycopg2.extensions import connection as Connection  # noqa: N812
 
-GROWING = {
+PARAMETERS = {
     "autovacuum_vacuum_scale_factor": 0.01,
     "autovacuum_vacuum_insert_scale_factor": 0.02,
     "autovacuum_analyze_scale_factor": 0.01,
 }
-UPDATED = GROWING | {"fillfactor": 90}
-"""Rows that are overwritten at every step: a tenth of each new page stays free for that."""
 
-PARAMETERS = {
-    "metrics": GROWING,
-    "params": GROWING,
-    "tags": GROWING,
-    "latest_metrics": UPDATED,
-    "spans": GROWING,
-    "trace_info": GROWING,
-}
+TABLES = ["metrics", "params", "tags", "latest_metrics", "spans", "trace_info"]
 
 
 def missing_parameters(present: list[str] | None, wanted: dict[str, float]) -> dict[str, float]:
@@ -47,10 +38,10 @@ def tend_tables(connection: Connection) -> list[str]:
         cursor.execute(
             "SELECT relname, reloptions FROM pg_class"
             " WHERE oid = any(array(SELECT to_regclass('public.' || name) FROM unnest(%s) AS name))",
-            (list(PARAMETERS),),
+            (TABLES,),
         )
         for table, present in cursor.fetchall():
-            missing = missing_parameters(present, PARAMETERS[table])
+            missing = missing_parameters(present, PARAMETERS)
             if not missing:
                 continue
             assignments = sql.SQL(", ").join(

@@ -1,7 +1,8 @@
 """Indexes of the stack's own in MLflow's tables: a page of runs costs the same in an experiment of any size.
 
 They are no part of MLflow's schema: `mlflow db upgrade` keeps them, and its check looks only at the
-revision. MLflow 3.17.2 itself has none on `runs` but the primary key (store/tracking/dbmodels/models.py).
+revision. MLflow 3.17.2 itself has none on `runs` but the primary key, and none that has a value
+(store/tracking/dbmodels/models.py).
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from psycopg2 import errors, sql
 from psycopg2.extensions import connection as Connection  # noqa: N812
 
 LOCK_TIMEOUT_SECONDS = 10
+VALUE_LENGTH = 64
+"""Of params and tags so many characters are in an index, and in the fast path's conditions."""
 INDEXES = {
     # ORDER BY of a search without an order: MLflow's, and the fast path's.
     "stack_runs_by_start": "runs (experiment_id, start_time DESC, run_uuid)",
@@ -17,7 +20,14 @@ INDEXES = {
     "stack_runs_by_given_start": (
         "runs (experiment_id, (CASE WHEN (start_time IS NULL) THEN 1 ELSE 0 END), start_time DESC, run_uuid)"
     ),
+    # Orders and filters by a metric. It ends updates in place (HOT) of the rows of this table: 0.01 to
+    # 0.02 ms of PostgreSQL's for each metric that is logged, measured.
+    "stack_metrics_by_value": "latest_metrics (key, value)",
+    # Filters for a value that few runs have. Of the value only a beginning: an entry has 2,704 bytes at most.
+    "stack_params_by_value": f'params (key, "left"(value, {VALUE_LENGTH}))',
+    "stack_tags_by_value": f'tags (key, "left"(value, {VALUE_LENGTH}))',
 }
+TABLES = sorted({what.split()[0] for what in INDEXES.values()})
 
 
 def make_indexes(connection: Connection) -> list[str]:
@@ -33,7 +43,8 @@ def make_indexes(connection: Connection) -> list[str]:
             cursor.execute(f"SET statement_timeout = 0; SET lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'")
             cursor.execute(
                 "SELECT relname, indisvalid FROM pg_class JOIN pg_index ON indexrelid = pg_class.oid"
-                " WHERE indrelid = 'runs'::regclass"
+                " WHERE indrelid = ANY(%s::regclass[])",
+                (TABLES,),
             )
             present = dict(cursor.fetchall())
             for name, what in INDEXES.items():
