@@ -328,6 +328,33 @@ def test_a_param_that_another_is_just_writing_leaves_no_part_behind(address: str
     work(address, tmp_path, do)
 
 
+@pytest.mark.parametrize("keys", ["ab", "ba"])
+def test_points_are_written_in_one_order_whatever_order_they_come_in(
+    address: str, tmp_path: Path, keys: str
+) -> None:
+    """Else two that log the same points may each wait for the other."""
+
+    async def do(found: Service) -> None:
+        run_id = await found.run()
+        points = [{"key": key, "value": 1, **OLD} for key in keys]
+        insert = (
+            "INSERT INTO metrics (run_uuid, key, value, timestamp, step, is_nan) VALUES ($1, $2, 1, 1, 0, false)"
+        )
+        another = found.look.transaction()
+        await another.start()
+        await found.look.execute(insert, run_id, "a")
+        waiting = asyncio.create_task(found.post("runs/log-batch", run_id=run_id, metrics=points))
+        while not await found.rows("SELECT FROM pg_locks WHERE NOT granted"):
+            await asyncio.sleep(0.01)
+        # Less than PostgreSQL's deadlock_timeout: it would end the other's statement, which goes once more.
+        await found.look.execute("SET LOCAL lock_timeout = '0.3s'")
+        await found.look.execute(insert, run_id, "b")
+        await another.commit()
+        assert (await waiting)[0] == 200
+
+    work(address, tmp_path, do, lock_timeout="60s")
+
+
 def test_a_page_of_many_bytes_and_a_tag_of_no_value_are_mlflows(address: str, tmp_path: Path) -> None:
     async def do(found: Service) -> None:
         made = [await found.run() for _ in range(10)]

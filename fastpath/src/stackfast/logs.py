@@ -1,7 +1,7 @@
 """log-metric, log-parameter, set-tag and log-batch: one kind of item, one statement for many of them.
 
 A statement has only the parts that its items need. PostgreSQL takes their locks in one order
-everywhere: params, tags, latest_metrics, within each by run and key; MLflow has a transaction for each.
+everywhere: params, tags, latest_metrics, metrics, within each by run and key; MLflow has a transaction for each.
 """
 
 from __future__ import annotations
@@ -211,6 +211,7 @@ def _statement(metrics: bool, params: bool, tags: bool) -> str:
             new_metrics AS (
                 INSERT INTO metrics (run_uuid, key, value, timestamp, step, is_nan)
                 SELECT run_uuid, key, value, ts, step, false FROM metric JOIN {done} USING (n)
+                ORDER BY run_uuid, key, step, ts, value
                 ON CONFLICT DO NOTHING),
             new_latest AS (
                 INSERT INTO latest_metrics AS known (run_uuid, key, value, timestamp, step, is_nan)
