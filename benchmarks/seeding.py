@@ -12,6 +12,8 @@ Tables = Literal["mlflow", "fasttrack"]
 """Whose tables: FastTrackML's have its name, its contexts and row numbers besides."""
 METRICS = PARAMS = 10
 PAGE_RUNS = 100
+OF_A_VALUE = 20
+"""So few runs have the same value of the param p0; of the others a value is that of one in 16 runs."""
 LARGEST_FOR_ALL = 100_000
 START_MS = 1_700_000_000_000
 NEWEST = "newest run of all"
@@ -75,7 +77,7 @@ INSERT INTO runs (run_uuid, name, source_type, source_name, entry_point_name, us
         'trainer', 'FINISHED', ms, ms + 500, '', 'active', 'mlflow-artifacts:/seeded/' || id || '/artifacts',
         experiment_id{more["runs"][1]} FROM seeded;
 INSERT INTO params (key, {more["params"][0]}, run_uuid)
-    SELECT 'p' || part, (hashtext(id || part) & 15)::text, id
+    SELECT 'p' || part, CASE part WHEN 0 THEN number / {OF_A_VALUE} ELSE hashtext(id || part) & 15 END::text, id
     FROM seeded, generate_series(0, {PARAMS - 1}) AS part;
 INSERT INTO latest_metrics (key, value, timestamp, step, is_nan, run_uuid{more["latest_metrics"][0]})
     SELECT 'm' || part, (hashtext(id || part) & 65535) / 65536.0, ms, 1, false, id{more["latest_metrics"][1]}
@@ -157,4 +159,5 @@ def searches(experiment_id: str) -> dict[str, dict[str, Any]]:
         "newest first": page,
         "by a metric": page | {"order_by": ["metrics.m1 DESC"]},
         "of a metric and a param": page | {"filter": "metrics.m1 > 0.5 and params.p1 = '3'"},
+        "of a param's rare value": page | {"filter": "params.p0 = '7'"},
     }

@@ -459,6 +459,8 @@ def test_seeded_runs_are_runs_of_mlflow(database: str) -> None:
     values = [run.data.metrics["m1"] for run in found["by a metric"]]
     assert values == sorted(values, reverse=True)
     assert len(set(values)) > 90
+    assert {run.data.params["p0"] for run in found["of a param's rare value"]} == {"7"}
+    assert len(found["of a param's rare value"]) == seeding.OF_A_VALUE
     assert 0 < len(found["of a metric and a param"]) < 100
     for run in found["of a metric and a param"]:
         assert run.data.metrics["m1"] > 0.5
