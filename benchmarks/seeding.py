@@ -77,7 +77,8 @@ INSERT INTO runs (run_uuid, name, source_type, source_name, entry_point_name, us
         'trainer', 'FINISHED', ms, ms + 500, '', 'active', 'mlflow-artifacts:/seeded/' || id || '/artifacts',
         experiment_id{more["runs"][1]} FROM seeded;
 INSERT INTO params (key, {more["params"][0]}, run_uuid)
-    SELECT 'p' || part, CASE part WHEN 0 THEN number / {OF_A_VALUE} ELSE hashtext(id || part) & 15 END::text, id
+    SELECT 'p' || part,
+        CASE part WHEN 0 THEN number / {OF_A_VALUE} ELSE hashtext(id || part) & 15 END::text, id
     FROM seeded, generate_series(0, {PARAMS - 1}) AS part;
 INSERT INTO latest_metrics (key, value, timestamp, step, is_nan, run_uuid{more["latest_metrics"][0]})
     SELECT 'm' || part, (hashtext(id || part) & 65535) / 65536.0, ms, 1, false, id{more["latest_metrics"][1]}

@@ -145,6 +145,7 @@ def test_a_lost_secrets_volume_sets_passwords_anew_and_refuses_a_lost_key(
     assert read_the_note(own, run_id) == "kept"
 
 
+@pytest.mark.long
 def test_keys_lost_for_good_can_be_given_up_by_a_stated_choice(
     own: Stack, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

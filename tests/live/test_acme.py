@@ -143,6 +143,7 @@ def acme(
     own.verb("down", "--volumes", "--yes")
 
 
+@pytest.mark.long
 def test_while_the_server_is_not_believed_up_says_why_and_the_stack_is_there(acme: Acme) -> None:
     assert acme.first.returncode == 1
     assert "CERTIFICATE_VERIFY_FAILED" in acme.first.stderr

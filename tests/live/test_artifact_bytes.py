@@ -336,7 +336,7 @@ def test_of_two_uploads_of_a_new_name_one_is_first_and_the_other_writes_over_it_
     path = f"{folder}/{(name := unique('.txt'))}"
     with begun(stack, writer, path, 6) as connection, ThreadPoolExecutor(1) as pool:
         other = pool.submit(writer, "PUT", path, data=b"second")
-        time.sleep(0.5)  # the storage lets the other wait for this one, unless it has heard of the other first
+        time.sleep(0.5)  # whom the storage has heard of last waits for the other
         connection.sendall(b"first!")
         first, second = read_answer(connection), other.result()
     stored_text, repeated = (b"second", b"first!") if second.status_code == 200 else (b"first!", b"second")

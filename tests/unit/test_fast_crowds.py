@@ -337,7 +337,8 @@ def test_points_are_written_in_one_order_whatever_order_they_come_in(
     async def do(found: Service) -> None:
         run_id = await found.run()
         points = [{"key": key, "value": 1, **OLD} for key in keys]
-        insert = "INSERT INTO metrics (run_uuid, key, value, timestamp, step, is_nan) VALUES ($1, $2, 1, 1, 0, false)"
+        columns = "run_uuid, key, value, timestamp, step, is_nan"
+        insert = f"INSERT INTO metrics ({columns}) VALUES ($1, $2, 1, 1, 0, false)"
         another = found.look.transaction()
         await another.start()
         await found.look.execute(insert, run_id, "a")

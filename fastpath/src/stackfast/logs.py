@@ -1,7 +1,8 @@
 """log-metric, log-parameter, set-tag and log-batch: one kind of item, one statement for many of them.
 
 A statement has only the parts that its items need. PostgreSQL takes their locks in one order
-everywhere: params, tags, latest_metrics, metrics, within each by run and key; MLflow has a transaction for each.
+everywhere: params, tags, latest_metrics, metrics, within each by run and key; MLflow has a transaction
+for each.
 """
 
 from __future__ import annotations
