@@ -46,6 +46,7 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "registered-models/create": {"registered_model": {"name": "model"}},
     "model-versions/create": {"model_version": _VERSION},
     "model-versions/get": {"model_version": _VERSION},
+    "bench.bin": {},
     "server-info": {"store_type": "SqlStore", "workspaces_enabled": False},
 }
 """What is answered, by the end of the path; anything else is a 404."""

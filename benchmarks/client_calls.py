@@ -13,11 +13,13 @@ import json
 import logging
 import re
 import sys
+import tempfile
 import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -72,6 +74,12 @@ def calls(count: int) -> dict[str, list[float] | str]:
             max(3, count // 5), lambda number: client.log_batch(run_id, metrics=batch(1000, number))
         ),
     }
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "bench.bin")
+        file.write_bytes(bytes(1_000_000))
+        found["log_artifact, 1 MB"] = ms_of(
+            count, lambda number: client.log_artifact(run_id, str(file), f"a{number}")
+        )
     found["create_model_version"] = _versions(client, unique, run_id, count)
     return found
 

@@ -39,6 +39,7 @@ def _steps(options: Options) -> list[Any]:
     steps = [
         Step("1 KB", KB, 200),
         Step("1 MB", MB, 30),
+        Step("10 MB", 10 * MB, 6),
         Step("100 MB", 100 * MB, 2),
         Step("16 at once of 1 MB", MB, 8, 16),
     ]

@@ -316,6 +316,8 @@ ORDERS = {
     "attributes in quotes": by('attributes."start_time" ASC'),
     "all in backquotes": by("`attributes`.`start_time` ASC", how=slow),
     "created": by("created DESC", how=slow),
+    "metric created": by("metrics.created DESC", how=slow),
+    "param run name": by("params.`run name`", how=slow),
     "Created": by("attributes.Created ASC", how=slow),
     "end": by("attributes.end_time ASC"),
     "status": by("attributes.status ASC"),
@@ -474,6 +476,11 @@ FILTERS = {
     "start bare": where(f"start_time <= {START + 4000}"),
     "start = float": where(f"attributes.start_time = {START}.0", slow),
     "start in quotes": where(f"attributes.start_time > '{START}'", slow),
+    **{
+        f"{kind}.{alias}": where(f"{kind}.`{alias}` {wanted}", slow)
+        for kind, wanted in (("metrics", "> 1"), ("params", "= 'x'"), ("tags", "LIKE 'run%'"))
+        for alias in ("created", "Created", "run name", "Run name", "Run Name")
+    },
     "created": where(f"attributes.created > {START + 4000}", slow),
     "start LIKE": where("attributes.start_time LIKE '1%'", slow),
     "start beyond int64": where("attributes.start_time < 9223372036854775808", slow),

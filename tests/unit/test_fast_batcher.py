@@ -91,6 +91,24 @@ def test_items_with_a_common_key_never_go_together_and_keep_their_order() -> Non
     run(work)
 
 
+def test_items_with_a_common_key_are_not_under_way_at_once() -> None:
+    async def work() -> None:
+        statement = Statement()
+        each: Batcher[str, str] = Batcher(statement)
+        statement.gate.clear()
+        items = [
+            asyncio.create_task(each.submit(item, frozenset({key})))
+            for item, key in (("a1", "a"), ("a2", "a"), ("b1", "b"))
+        ]
+        await settle()
+        assert statement.lists == [["a1"], ["b1"]]
+        statement.gate.set()
+        assert await asyncio.gather(*items) == ["a1", "a2", "b1"]
+        assert statement.lists == [["a1"], ["b1"], ["a2"]]
+
+    run(work)
+
+
 def test_a_statement_has_a_largest_weight() -> None:
     async def work() -> None:
         statement = Statement()

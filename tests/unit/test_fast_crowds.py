@@ -16,11 +16,11 @@ import pgserver
 import pytest
 import sqlalchemy
 
-from stackfast import batcher, database, protocol
+from stackfast import batcher, database, protocol, records, search
 from stackfast.counters import Counters
 from stackfast.database import READING, WRITING, Database
 from stackfast.gate import Gate
-from stackfast.outcomes import NotMineError
+from stackfast.outcomes import NotMineError, UndoneError
 from stackfast.protocol import Connections
 from stackfast.requests import Request
 from stackfast.routes import NOT_MINE, Router, routes
@@ -356,7 +356,7 @@ def test_points_are_written_in_one_order_whatever_order_they_come_in(
 
 def test_a_page_of_many_bytes_and_a_tag_of_no_value_are_mlflows(address: str, tmp_path: Path) -> None:
     async def do(found: Service) -> None:
-        made = [await found.run() for _ in range(10)]
+        made = [await found.run() for _ in range(20)]
         await found.look.execute(
             "INSERT INTO datasets (dataset_uuid, experiment_id, name, digest, dataset_source_type,"
             " dataset_source, dataset_schema) VALUES ('large', $1, 'd', 'x', 't', 's', repeat('x', 1000000))",
@@ -374,6 +374,63 @@ def test_a_page_of_many_bytes_and_a_tag_of_no_value_are_mlflows(address: str, tm
         await found.look.execute("INSERT INTO tags (run_uuid, key) VALUES ($1, 'old')", sorted(made)[0])
         assert (await found.post("runs/search", **page, max_results=5))[0] == 418
         await found.look.execute("DELETE FROM inputs")
+
+    work(address, tmp_path, do)
+
+
+def test_large_pages_at_once_are_mlflows(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def do(found: Service) -> None:
+        run_id = await found.run()
+        page = {"experiment_ids": [found.experiment_id]}
+        with monkeypatch.context() as patch:
+            patch.setattr(records, "_under_way", [records.TOGETHER_BYTES])
+            assert (await found.post("runs/search", **page))[0] == 418
+        status, answer = await found.post("runs/search", **page)
+        assert (status, answer["runs"][0]["info"]["run_id"]) == (200, run_id)
+
+    work(address, tmp_path, do)
+
+
+def test_what_is_tried_first_takes_no_longer_than_it_may(address: str) -> None:
+    async def do() -> None:
+        connection = await asyncpg.connect(address, server_settings=READING)
+        usual = await connection.fetchval("SHOW statement_timeout")
+        with pytest.raises(UndoneError) as refused:
+            async with database.within(connection, 50):
+                await database.run_on(connection, "SELECT pg_sleep(60)")
+        assert refused.value.slow
+        assert await connection.fetchval("SHOW statement_timeout") == usual
+        await connection.close()
+
+    asyncio.run(asyncio.wait_for(do(), 50))
+
+
+def test_an_order_by_a_metric_that_takes_too_long_to_begin_with_is_asked_as_a_whole(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def do(found: Service) -> None:
+        made = [await found.run(start_time=start) for start in range(3)]
+        for number, run_id in enumerate(made):
+            await found.post("runs/log-metric", run_id=run_id, key="m", value=-number, **OLD)
+        page = {"experiment_ids": [found.experiment_id], "order_by": ["metrics.m DESC"], "max_results": 2}
+        at_once = await found.post("runs/search", **page)
+        monkeypatch.setattr(search, "run_on", late(search.run_on))
+        assert await found.post("runs/search", **page) == at_once
+        assert [run["info"]["run_id"] for run in at_once[1]["runs"]] == made[:2]
+
+    def late(run_on: Callable) -> Callable:
+        """Return a function that ends the first statement as PostgreSQL ends a slow one."""
+        ended = []
+
+        async def run(connection: asyncpg.Connection, text: str, *values: object) -> list[asyncpg.Record]:
+            if not ended:
+                ended.append(text)
+                raise UndoneError("57014")
+            return await run_on(connection, text, *values)
+
+        return run
 
     work(address, tmp_path, do)
 
@@ -466,11 +523,15 @@ def test_a_half_request_is_read_to_its_end_while_the_service_goes(tmp_path: Path
     asyncio.run(asyncio.wait_for(all_of_it(), 30))
 
 
-def test_large_answers_that_nobody_reads_have_a_limit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("done", [False, True], ids=["reads", "what was done"])
+def test_large_answers_that_nobody_reads_have_a_limit_unless_something_was_done(
+    tmp_path: Path, done: bool
+) -> None:
     async def all_of_it() -> None:
         body = b"x" * (protocol.UNSENT_LIMIT // 4 - 100)
 
-        async def answer(_: Request) -> bytes:
+        async def answer(request: Request) -> bytes:
+            request.done = done
             return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
 
         shared = Connections(answer, NOT_MINE % b"large")
@@ -479,10 +540,11 @@ def test_large_answers_that_nobody_reads_have_a_limit(tmp_path: Path) -> None:
         for _, writer in clients:
             writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         await asyncio.sleep(0.5)
-        assert 0 < shared.unsent <= protocol.UNSENT_LIMIT
+        assert shared.unsent > 0
+        assert done or shared.unsent <= protocol.UNSENT_LIMIT
         heads = [await asyncio.wait_for(reader.readline(), 5) for reader, _ in clients]
-        assert sum(b"200" in head for head in heads) == 4
-        assert sum(b"418" in head for head in heads) == 4
+        assert sum(b"200" in head for head in heads) == (8 if done else 4)
+        assert sum(b"418" in head for head in heads) == (0 if done else 4)
         for reader, writer in clients:
             writer.close()
             await reader.read()

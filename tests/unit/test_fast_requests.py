@@ -196,6 +196,9 @@ def test_what_begins_with_a_metric(orders: list[str], begins: bool) -> None:
         "order = 'x'",
         "metrics.values > 1",
         "params.from = 'x'",
+        "params.created = 'x'",
+        "metrics.Created > 1",
+        "tags.`run name` = 'x'",
     ],
 )
 def test_filters_that_are_not_certainly_the_same_are_mlflows(text: str) -> None:
@@ -204,7 +207,17 @@ def test_filters_that_are_not_certainly_the_same_are_mlflows(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "nonsense", "metrics.a UP", "metrics.a DESC, metrics.b", "dataset.name", "a.b.c"]
+    "text",
+    [
+        "",
+        "nonsense",
+        "metrics.a UP",
+        "metrics.a DESC, metrics.b",
+        "dataset.name",
+        "a.b.c",
+        "metrics.created",
+        "params.`Run Name`",
+    ],
 )
 def test_orders_that_are_not_certainly_the_same_are_mlflows(text: str) -> None:
     with pytest.raises(NotMineError):

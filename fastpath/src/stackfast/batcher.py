@@ -39,14 +39,18 @@ class _Waiting(Generic[Item, Answer]):
 class Batcher(Generic[Item, Answer]):
     """Runs `statement` on lists of items; it returns an answer for each, None for "not mine".
 
-    Items with a common key never go in one list. If PostgreSQL refuses a list, each of it goes
-    alone, so that one bad request harms no other.
+    Items with a common key never go in one list, nor are two of them under way at once: three updates of
+    a run and an insertion that belongs to it can be a deadlock of PostgreSQL's (each update follows the
+    row's versions with the lock on an older one in its hand). If PostgreSQL refuses a list, each of it
+    goes alone, so that one bad request harms no other.
     """
 
     def __init__(self, statement: Callable[[list[Item]], Awaitable[list[Answer | None]]]) -> None:
         self._statement = statement
         self._queue: deque[_Waiting[Item, Answer]] = deque()
         self._under_way = 0
+        self._keys: set[Hashable] = set()
+        """Of all that is under way."""
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -71,7 +75,6 @@ class Batcher(Generic[Item, Answer]):
             task.add_done_callback(self._tasks.discard)
 
     def _next(self) -> list[_Waiting[Item, Answer]]:
-        taken: set[Hashable] = set()
         weight = 0
         batch: list[_Waiting[Item, Answer]] = []
         later: list[_Waiting[Item, Answer]] = []
@@ -79,12 +82,12 @@ class Batcher(Generic[Item, Answer]):
             waiting = self._queue.popleft()
             if waiting.answer.done():  # given up meanwhile
                 continue
-            if not taken.isdisjoint(waiting.keys) or (batch and weight + waiting.weight > WEIGHT):
+            if not self._keys.isdisjoint(waiting.keys) or (batch and weight + waiting.weight > WEIGHT):
                 later.append(waiting)
                 if len(later) >= ITEMS:
                     break
                 continue
-            taken |= waiting.keys
+            self._keys |= waiting.keys
             weight += waiting.weight
             batch.append(waiting)
         self._queue.extendleft(reversed(later))
@@ -99,6 +102,7 @@ class Batcher(Generic[Item, Answer]):
                     waiting.answer.set_exception(error)
         finally:
             self._under_way -= 1
+            self._keys.difference_update(*(waiting.keys for waiting in batch))
             self._start()
 
     async def _try(self, batch: list[_Waiting[Item, Answer]]) -> None:

@@ -27,11 +27,12 @@ WAIT_SECONDS = 2.0
 STATEMENT_TIMEOUT_MS = 4000
 SEARCH_TIMEOUT_MS = 1500
 """A search is three statements, and MLflow's if it is slower than this."""
+_TIMEOUT = "SELECT set_config('statement_timeout', $1::text, false)"
 LOCK_TIMEOUT_MS = 150
 """All of a batch wait while one of it waits for a lock: then each goes alone."""
 COMMIT_SECONDS = 12.0
-"""PostgreSQL ends a statement after its timeout, but a commit may stall with the disk. Two seconds in the
-queue, two for a connection and these are less than the 20 s that nginx waits."""
+"""PostgreSQL ends a statement after its timeout, but a commit may stall with the disk. With what may be
+before (routes.AGE_SECONDS, two seconds in the queue, two for a connection) these are nginx's 20 s."""
 FATAL = ("08", "57P", "58", "XX", "F0", "25P", "53")
 """SQLSTATE classes after which a connection is not used again and the outcome counts as unknown."""
 STATEMENTS_KEPT = 200
@@ -235,6 +236,16 @@ class Database:
             self._free.pop().terminate()
             self._room += 1
         self._serve()
+
+
+@asynccontextmanager
+async def within(connection: asyncpg.Connection, milliseconds: int) -> AsyncIterator[None]:
+    """End the statements of a held connection of READING sooner than else."""
+    await run_on(connection, _TIMEOUT, str(milliseconds))
+    try:
+        yield
+    finally:
+        await run_on(connection, _TIMEOUT, str(SEARCH_TIMEOUT_MS))
 
 
 async def run_on(

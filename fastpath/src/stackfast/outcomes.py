@@ -28,6 +28,11 @@ class UndoneError(Exception):
         return self.sqlstate in {"55P03", "40P01"}
 
     @property
+    def slow(self) -> bool:
+        """Whether it took longer than it may (57014)."""
+        return self.sqlstate == "57014"
+
+    @property
     def race(self) -> bool:
         """Whether another wrote the same just now, and who tries again finds it written.
 

@@ -19,7 +19,7 @@ BODY_LIMIT = 256 << 10
 HELD_LIMIT = 16 << 20
 """Bytes of bodies held at once, of all connections; above that requests are refused unread."""
 LARGE_ANSWER, UNSENT_LIMIT = 64 << 10, 32 << 20
-"""Answers this large are of reads only; when so many bytes of them wait for slow clients, MLflow answers."""
+"""When so many bytes of answers this large wait for slow clients, reads are MLflow's."""
 KEPT_HEADERS = frozenset(
     {
         *(b"content-type", b"content-encoding", b"transfer-encoding", b"expect", b"x-mlflow-workspace"),
@@ -157,14 +157,15 @@ class Connection(asyncio.Protocol):
                     answer = await self._shared.handler(request) if whole else self._shared.too_large
                 finally:
                     self._shared.held -= size
-                await self._send(answer)
+                await self._send(answer, replaceable=not request.done)
         finally:
             self._task = None
             if self._ended and self._transport:
                 self._transport.close()
 
-    async def _send(self, answer: bytes) -> None:
-        if len(answer) > LARGE_ANSWER and self._shared.unsent + len(answer) > UNSENT_LIMIT:
+    async def _send(self, answer: bytes, *, replaceable: bool) -> None:
+        too_much = len(answer) > LARGE_ANSWER and self._shared.unsent + len(answer) > UNSENT_LIMIT
+        if too_much and replaceable:
             answer = self._shared.too_large
         if self._transport is None or self._transport.is_closing():
             return

@@ -10,8 +10,10 @@ import asyncpg
 from stackfast.database import run_on
 from stackfast.outcomes import NotMineError
 
-ENTRIES, PAGE_BYTES = 50_000, 8 << 20
+ENTRIES, PAGE_BYTES, NOT_ASCII_BYTES = 150_000, 16 << 20, 4 << 20
 """A page with more metrics, params, tags or inputs, or larger, is MLflow's: the memory here is small."""
+TOGETHER_BYTES = 20 << 20
+"""Of all pages under way; each takes up to six times its size, nine times if not all of it is ASCII."""
 
 
 def _sizes(table: str, size: str, where: str = "run_uuid = ANY($1::text[])") -> str:
@@ -78,6 +80,8 @@ _MODEL_INPUTS = """,
         'model_inputs', (SELECT json_agg(json_build_object('model_id', destination_id))
             FROM inputs WHERE source_type = 'RUN_INPUT' AND source_id = run.run_uuid
                 AND destination_type = 'MODEL_INPUT')"""
+_under_way: list[int] = []
+"""The sizes of the pages that are."""
 PAGE = _WHOLE % ""
 SINGLE = _WHOLE % _MODEL_INPUTS
 """A page of runs has no inputs that are models: MLflow's search leaves them out."""
@@ -93,8 +97,21 @@ async def whole_runs(
     if not run_ids:
         return []
     ((size,),) = await run_on(connection, SIZE, run_ids)
-    if size + 600 * len(run_ids) > PAGE_BYTES:
+    size += 600 * len(run_ids)
+    if size > PAGE_BYTES:
         raise NotMineError("large")
+    if sum(_under_way) + size > TOGETHER_BYTES:
+        raise NotMineError("busy")
+    _under_way.append(size)
+    try:
+        return await _records(connection, run_ids, with_model_inputs)
+    finally:
+        _under_way.remove(size)
+
+
+async def _records(
+    connection: asyncpg.Connection, run_ids: list[str], with_model_inputs: bool
+) -> list[bytes]:
     rows = await run_on(connection, SINGLE if with_model_inputs else PAGE, run_ids)
     found = {row["run_uuid"]: row["record"] for row in rows}
     records = [found.get(run_id) for run_id in run_ids]
@@ -102,6 +119,8 @@ async def whole_runs(
         raise NotMineError("odd run")
     if all(map(str.isascii, records)):
         return [record.encode() for record in records]
+    if sum(map(len, records)) > NOT_ASCII_BYTES:
+        raise NotMineError("large")
     return await asyncio.to_thread(_in_ascii, records)  # or it would hold up every other request
 
 

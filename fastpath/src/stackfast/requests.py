@@ -40,6 +40,8 @@ class Request:
     body: bytes = b""
     given: dict[str, Any] = field(default_factory=dict)
     """The fields of the body, once they are read; for the audit log."""
+    done: bool = False
+    """Whether something was changed for it: then nobody else may be asked."""
 
     def header(self, name: bytes) -> str:
         """Return a header's value, '' if it is not there."""

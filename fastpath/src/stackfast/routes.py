@@ -96,6 +96,7 @@ class Router:
             return UNKNOWN if route.changes else self._not_mine(route.name, "unexpected")
         self._counters.count(route.name, "fast")
         if route.changes:
+            request.done = True
             self._note(request, 200)
         return OK % (len(body), body)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 
 from stackfast.answers import encode, run_info
 from stackfast.batcher import Batcher
-from stackfast.database import Database
+from stackfast.database import COMMIT_SECONDS, Database
 from stackfast.logs import RUN_NAME
 from stackfast.outcomes import NotMineError, UndoneError, UnknownOutcomeError
 from stackfast.records import whole_runs
@@ -33,8 +32,8 @@ from stackfast.requests import (
 STATUSES = frozenset({"RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"})
 USER_LENGTH = 256
 TAGS_AT_CREATION = 1000
-ALL_TRIES_SECONDS, TRY_AGAIN_SECONDS = 15.0, 0.2
-"""After an unknown outcome a creation is tried again with the same id; nginx gives up after 20 s."""
+ALL_TRIES_SECONDS, TRY_AGAIN_SECONDS = COMMIT_SECONDS, 0.2
+"""After an unknown outcome a creation is tried again with the same id, as long as a statement may take."""
 PAIR_FIELDS = frozenset({"key", "value"})
 _CREATE_FIELDS = frozenset({"experiment_id", "user_id", "start_time", "tags", "run_name"})
 _UPDATE_FIELDS = frozenset({"run_id", "run_uuid", "status", "end_time"})
@@ -177,27 +176,30 @@ class Runs:
             [each.start_time for each in creations],
             *([tag[column] for tag in tags] for column in range(3)),
         )
-        deadline = time.monotonic() + ALL_TRIES_SECONDS
+        deadline = asyncio.get_running_loop().time() + ALL_TRIES_SECONDS
         try:
             rows = await self._database.run(CREATE, *arguments)
         except UnknownOutcomeError:
-            rows = await self._make_sure(arguments, deadline)
+            try:
+                async with asyncio.timeout_at(deadline):
+                    rows = await self._make_sure(arguments)
+            except TimeoutError:
+                raise UnknownOutcomeError("creation") from None
         uris = {row["run_uuid"]: row["artifact_uri"] for row in rows}
         return [uris.get(each.run_id) for each in creations]
 
-    async def _make_sure(self, arguments: tuple[Any, ...], deadline: float) -> list[Any]:
+    async def _make_sure(self, arguments: tuple[Any, ...]) -> list[Any]:
         """Put the same runs down again, by their ids: those that are there already stay as they are.
 
         MLflow's client repeats a creation that got no answer, with another id: without this its
         first run would stay behind. An insertion waits for one of the same id whose end is open.
         """
-        while (left := deadline - time.monotonic()) > 0:
+        while True:
             try:
-                await self._database.run(CREATE, *arguments, seconds=left)
-                return await self._database.run(MADE, arguments[0], seconds=left)
+                await self._database.run(CREATE, *arguments)
+                return await self._database.run(MADE, arguments[0])
             except (NotMineError, UndoneError, UnknownOutcomeError):
                 await asyncio.sleep(TRY_AGAIN_SECONDS)
-        raise UnknownOutcomeError("creation")
 
     async def _update(self, updates: list[tuple[str, str | None, int | None]]) -> list[bytes | None]:
         rows = await self._database.run(UPDATE, *map(list, zip(*updates, strict=True)))

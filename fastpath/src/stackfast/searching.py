@@ -25,6 +25,8 @@ NUMBER_ATTRIBUTES = {"start_time": "start_time", "end_time": "end_time"}
 ORDER_ATTRIBUTES = {"start_time", "end_time", "status", "user_id", "artifact_uri", "run_name"}
 NUMBER_COMPARES = frozenset({"=", "!=", "<=", ">=", "<", ">"})
 TEXT_COMPARES = frozenset({"=", "!=", "LIKE", "ILIKE"})
+_ALIASES = frozenset({"created", "Created", "run name", "Run name", "Run Name"})
+"""What MLflow reads as another name, whatever it is the name of (SearchUtils.translate_key_alias)."""
 INDEXED = 64
 """So many characters of a param or tag are in its index (stackserver.indexes)."""
 TABLES = {"metric": "latest_metrics", "param": "params", "tag": "tags"}
@@ -69,7 +71,7 @@ class Arguments:
 def _name(match: re.Match[str]) -> tuple[str, str]:
     kind = _KINDS.get(match["kind"] or "attribute")
     key = match["plain"] or match["quoted"]
-    if kind is None:
+    if kind is None or key in _ALIASES:
         raise NotMineError("filter")
     if match["kind"] is None and (match["quoted"] or key.upper() in _WORDS):
         raise NotMineError("filter")
