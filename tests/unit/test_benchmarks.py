@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,10 +16,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import pgserver
 import psycopg2
 import pytest
-import sqlalchemy
 import yaml
 
 import canned
@@ -34,6 +31,7 @@ import report
 import seeding
 import transfers
 from figures import Measure, Measured, Sample, Spread, sample
+from kit.mlflow_tables import mlflow_tables
 from kit.stack import ROOT
 from rows import ROWS
 from rows.client import canned as canned_server
@@ -423,15 +421,8 @@ def test_a_report_of_pgbench_without_a_figure_is_an_error(line: str) -> None:
 @pytest.fixture(scope="module")
 def database() -> Iterator[str]:
     """The address of a database with MLflow's tables."""
-    from mlflow.store.db.utils import _initialize_tables
-
-    server = pgserver.get_server(tempfile.mkdtemp(prefix="pg"))
-    uri = server.get_uri()
-    engine = sqlalchemy.create_engine(uri.replace("postgresql://", "postgresql+psycopg2://"))
-    _initialize_tables(engine)
-    engine.dispose()
-    yield uri
-    server.cleanup()
+    with mlflow_tables() as uri:
+        yield uri
 
 
 def test_seeded_runs_are_runs_of_mlflow(database: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -12,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
-import pgserver
 import pytest
-import sqlalchemy
 
+from kit.mlflow_tables import mlflow_tables
 from stackfast import batcher, database, protocol, records, search
 from stackfast.counters import Counters
 from stackfast.database import READING, WRITING, Database
@@ -32,15 +30,8 @@ OLD = {"timestamp": 1, "step": 0}
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    from mlflow.store.db.utils import _initialize_tables
-
-    server = pgserver.get_server(tempfile.mkdtemp(prefix="pg"))
-    uri = server.get_uri()
-    engine = sqlalchemy.create_engine(uri.replace("postgresql://", "postgresql+psycopg2://"))
-    _initialize_tables(engine)
-    engine.dispose()
-    yield uri
-    server.cleanup()
+    with mlflow_tables() as uri:
+        yield uri
 
 
 class Service:

@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 
-import pgserver
 import psycopg2
 import pytest
-import sqlalchemy
 
+from kit.mlflow_tables import mlflow_tables
 from stackserver.indexes import INDEXES, make_indexes
 
 
 @pytest.fixture(scope="module")
 def database() -> Iterator[str]:
     """The address of a database with MLflow's tables, and a run."""
-    from mlflow.store.db.utils import _initialize_tables
-
-    server = pgserver.get_server(tempfile.mkdtemp(prefix="pg"))
-    uri = server.get_uri()
-    engine = sqlalchemy.create_engine(uri.replace("postgresql://", "postgresql+psycopg2://"))
-    _initialize_tables(engine)
-    engine.dispose()
-    with closing(psycopg2.connect(uri)) as connection, connection, connection.cursor() as cursor:
-        cursor.execute("INSERT INTO runs (run_uuid) VALUES ('a'), ('b')")
-        cursor.execute("INSERT INTO params VALUES ('p', 'x', 'a'), ('p', 'x', 'b')")
-    yield uri
-    server.cleanup()
+    with mlflow_tables() as uri:
+        with closing(psycopg2.connect(uri)) as connection, connection, connection.cursor() as cursor:
+            cursor.execute("INSERT INTO runs (run_uuid) VALUES ('a'), ('b')")
+            cursor.execute("INSERT INTO params VALUES ('p', 'x', 'a'), ('p', 'x', 'b')")
+        yield uri
 
 
 def test_what_is_missing_or_unfinished_is_made_and_known_to_the_planner(database: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,14 +9,13 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-import pgserver
 import psycopg2
 import pytest
-import sqlalchemy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg2.extensions import connection as Connection  # noqa: N812
 
+from kit.mlflow_tables import mlflow_tables
 from stackops import state
 from stackops.errors import FailedError, OperationError
 from stackops.retention import cleanup, inventory, journal, keep, plan, policy, purge, sweep, verbs
@@ -33,24 +31,17 @@ TABLES = ("params", "tags", "metrics", "latest_metrics")
 @pytest.fixture(scope="module")
 def connection() -> Iterator[Connection]:
     """A database with MLflow's tables as its migrations make them, and the journal."""
-    from mlflow.store.db.utils import _initialize_tables
-
-    server = pgserver.get_server(tempfile.mkdtemp(prefix="pg"))
-    uri = server.get_uri()
-    engine = sqlalchemy.create_engine(uri.replace("postgresql://", "postgresql+psycopg2://"))
-    _initialize_tables(engine)
-    engine.dispose()
-    found = psycopg2.connect(uri)
-    found.autocommit = True
-    with found.cursor() as cursor:
-        cursor.execute("ALTER SYSTEM SET fsync = off")  # nothing here outlives the test
-        cursor.execute("SELECT pg_reload_conf()")
-        cursor.execute("CREATE SCHEMA stackops")
-        cursor.execute(journal.SCHEMA)
-    found.autocommit = False
-    yield found
-    found.close()
-    server.cleanup()
+    with mlflow_tables() as uri:
+        found = psycopg2.connect(uri)
+        found.autocommit = True
+        with found.cursor() as cursor:
+            cursor.execute("ALTER SYSTEM SET fsync = off")  # nothing here outlives the test
+            cursor.execute("SELECT pg_reload_conf()")
+            cursor.execute("CREATE SCHEMA stackops")
+            cursor.execute(journal.SCHEMA)
+        found.autocommit = False
+        yield found
+        found.close()
 
 
 @dataclass
