@@ -157,11 +157,15 @@ def test_a_full_artifact_volume_is_507_at_once_and_all_else_goes_on(small: Stack
 
             def refused() -> bool:
                 answers.append(upload(f"{len(answers)}.bin"))
-                return answers[-1].status_code != 200
+                return answers[-1].status_code not in {200, 503}
 
             poll(refused, seconds=60, what="the volume runs full", interval=0)
             answer = answers[-1]
-            said = small.compose("logs", "--no-color", "--no-log-prefix", "--tail", "20", "mlflow").stdout
+            # Whose bytes meet the end of the room in the middle is told to come again: MinIO says 500.
+            assert [each.status_code for each in answers].count(503) <= 1
+            said = small.compose(
+                "logs", "--no-color", "--no-log-prefix", "--tail", "20", "nginx", "minio"
+            ).stdout
             assert answer.status_code == 507, said
             assert "The object storage has no room" in answer.text
             large = tmp_path / "large.bin"
