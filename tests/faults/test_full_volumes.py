@@ -157,12 +157,10 @@ def test_a_full_artifact_volume_is_507_at_once_and_all_else_goes_on(small: Stack
 
             def refused() -> bool:
                 answers.append(upload(f"{len(answers)}.bin"))
-                return answers[-1].status_code not in {200, 503}
+                return answers[-1].status_code != 200
 
             poll(refused, seconds=60, what="the volume runs full", interval=0)
             answer = answers[-1]
-            # Whose bytes meet the end of the room in the middle is told to come again: MinIO says 500.
-            assert [each.status_code for each in answers].count(503) <= 1
             said = small.compose(
                 "logs", "--no-color", "--no-log-prefix", "--tail", "20", "nginx", "minio"
             ).stdout
