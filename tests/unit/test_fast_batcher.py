@@ -12,6 +12,12 @@ from stackfast.batcher import Batcher
 from stackfast.outcomes import NotMineError, UndoneError, UnknownOutcomeError
 
 
+@pytest.fixture(autouse=True)
+def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each statement begin at once beside the others, as long as there are less than WIDTH."""
+    monkeypatch.setattr(batcher, "PATIENCE_SECONDS", 0)
+
+
 class Statement:
     """Writes down its lists and answers each item with itself, when it is let."""
 
@@ -87,6 +93,42 @@ def test_items_with_a_common_key_never_go_together_and_keep_their_order() -> Non
         statement.gate.set()
         await asyncio.gather(*first, *rest)
         assert statement.lists[3:] == [["a1", "b1"], ["a2"], ["a3"]]
+
+    run(work)
+
+
+def test_another_statement_begins_only_when_none_has_begun_for_some_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def work() -> None:
+        monkeypatch.setattr(batcher, "PATIENCE_SECONDS", 60)
+        statement = Statement()
+        each: Batcher[str, str] = Batcher(statement)
+        statement.gate.clear()
+        items = [asyncio.create_task(each.submit(item)) for item in "abc"]
+        await settle()
+        assert statement.lists == [["a"]]
+        monkeypatch.setattr(batcher, "PATIENCE_SECONDS", 0)
+        each._look_again()
+        await settle()
+        assert statement.lists == [["a"], ["b", "c"]]
+        statement.gate.set()
+        assert await asyncio.gather(*items) == ["a", "b", "c"]
+
+    run(work)
+
+
+def test_who_waits_for_a_lock_holds_up_the_others_for_a_moment_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        monkeypatch.setattr(batcher, "PATIENCE_SECONDS", 0.01)
+        statement = Statement()
+        each: Batcher[str, str] = Batcher(statement)
+        statement.gate.clear()
+        items = [asyncio.create_task(each.submit(item)) for item in "ab"]
+        while len(statement.lists) < 2:
+            await asyncio.sleep(0.01)
+        statement.gate.set()
+        assert await asyncio.gather(*items) == ["a", "b"]
 
     run(work)
 

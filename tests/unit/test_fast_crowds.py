@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import asyncpg
+import psycopg2
 import pytest
 
 from kit.mlflow_tables import mlflow_tables
-from stackfast import batcher, database, protocol, records, search
+from stackfast import batcher, database, experiments, logs, protocol, records, runs, search
 from stackfast.counters import Counters
 from stackfast.database import READING, WRITING, Database
 from stackfast.gate import Gate
@@ -317,6 +320,22 @@ def test_a_param_that_another_is_just_writing_leaves_no_part_behind(address: str
         assert [n for (n,) in after] == [n + (table == 2) for table, (n,) in enumerate(before)]
 
     work(address, tmp_path, do)
+
+
+def test_what_writes_looks_into_indexes_for_each_row_also_where_tables_are_empty(address: str) -> None:
+    """Such plans are kept, while the tables grow."""
+    statements = [runs.CREATE, runs.UPDATE, experiments.CREATE]
+    statements += [logs._statement(*kinds) for kinds in product((False, True), repeat=3) if any(kinds)]
+    options = " ".join(f"-c {name}={value}" for name, value in WRITING.items())
+    with closing(psycopg2.connect(address, options=options)) as connection, connection.cursor() as cursor:
+        for statement in statements:
+            cursor.execute("EXPLAIN (GENERIC_PLAN) " + statement)
+            lines = [line.strip() for (line,) in cursor.fetchall()]
+            plan = "\n".join(lines)
+            assert not re.search("(Hash|Merge) .*Join", plan), plan
+            scans = [n for n, line in enumerate(lines) if re.search(r"Scan .*on (runs|params|tags)\b", line)]
+            assert all(lines[n + 1].startswith(("Index Cond", "Recheck Cond")) for n in scans), plan
+            assert "Seq Scan" not in plan, plan
 
 
 @pytest.mark.parametrize("keys", ["ab", "ba"])

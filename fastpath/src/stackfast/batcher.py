@@ -1,4 +1,4 @@
-"""Natural batching: while a few statements are under way, what comes meanwhile waits and goes as one.
+"""Natural batching: while a statement is under way, what comes meanwhile waits and goes as one.
 
 Nobody waits for company: alone, a request's statement starts at once. Each is answered only
 after the commit of the statement that it was part of.
@@ -14,8 +14,10 @@ from typing import Generic, TypeVar
 
 from stackfast.outcomes import NotMineError, UndoneError
 
-WIDTH = 3
-"""Statements of one kind under way at once."""
+WIDTH, PATIENCE_SECONDS = 3, 0.025
+"""Statements of one kind under way at once; but the next begins beside others only when none has begun for
+so long: one that waits for a lock holds up the others no longer, and in all other cases one with more in it
+costs less than two (measured: 1.16 times the runs/s of 50 clients)."""
 ITEMS, WEIGHT = 256, 4000
 """What one statement takes at most: requests, and rows of all of them."""
 LATE_SECONDS = 2.0
@@ -49,6 +51,9 @@ class Batcher(Generic[Item, Answer]):
         self._statement = statement
         self._queue: deque[_Waiting[Item, Answer]] = deque()
         self._under_way = 0
+        self._begun = 0.0
+        """When the last statement did."""
+        self._next_look: asyncio.TimerHandle | None = None
         self._keys: set[Hashable] = set()
         """Of all that is under way."""
         self._timer: asyncio.TimerHandle | None = None
@@ -65,14 +70,27 @@ class Batcher(Generic[Item, Answer]):
         return await waiting.answer
 
     def _start(self) -> None:
-        while self._queue and self._under_way < WIDTH:
+        loop = asyncio.get_running_loop()
+        while self._queue and self._may_begin(loop.time()):
             batch = self._next()
             if not batch:
                 return
             self._under_way += 1
-            task = asyncio.get_running_loop().create_task(self._run(batch))
+            self._begun = loop.time()
+            task = loop.create_task(self._run(batch))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+        if self._queue and self._under_way < WIDTH and self._next_look is None:
+            self._next_look = loop.call_later(PATIENCE_SECONDS, self._look_again)
+
+    def _may_begin(self, now: float) -> bool:
+        if not self._under_way:
+            return True
+        return self._under_way < WIDTH and now - self._begun >= PATIENCE_SECONDS
+
+    def _look_again(self) -> None:
+        self._next_look = None
+        self._start()
 
     def _next(self) -> list[_Waiting[Item, Answer]]:
         weight = 0
