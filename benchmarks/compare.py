@@ -1,7 +1,7 @@
 """This stack against stock MLflow and FastTrackML, on one machine in the same minutes: ./stack bench.
 
 Usage: .venv/bin/python benchmarks/compare.py [ROW ...] [--rounds 5] [--quick] [--long] [--save docs]
-       .venv/bin/python benchmarks/compare.py --from build/bench/DATE.json [--save docs]
+       .venv/bin/python benchmarks/compare.py --from build/bench/DATE.json [--and ANOTHER.json] [--save docs]
 
 The servers take turns within each round, and each round begins with another one. Prints tables;
 saves them, with every sample, in build/bench/. Exit status 1 if a measurement failed, 2 for wrong words.
@@ -120,7 +120,13 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes, one round")
     parser.add_argument("--long", action="store_true", help="also a million runs")
     parser.add_argument("--save", choices=["docs"], help="write the figures into docs/performance.md")
-    parser.add_argument("--from", dest="file", type=Path, help="a saved run, instead of measuring")
+    parser.add_argument(
+        *("--from", "--and"),
+        dest="files",
+        type=Path,
+        action="append",
+        help="a saved run, instead of measuring; with --and FILE another one, of other rows",
+    )
     arguments = parser.parse_args(words)
     if unknown := [name for name in arguments.rows if name not in ROWS]:
         parser.error(f"no row of the name {', '.join(unknown)}; there are {', '.join(ROWS)}")
@@ -132,15 +138,15 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     arguments = parse()
     rounds = arguments.rounds or (1 if arguments.quick else 5)
-    if arguments.file:
-        run = json.loads(arguments.file.read_text())
+    if arguments.files:
+        runs = [json.loads(file.read_text()) for file in arguments.files]
     else:
         chosen = [row for name, row in ROWS.items() if not arguments.rows or name in arguments.rows]
-        run = compare(chosen, Options(rounds, arguments.quick, arguments.long))
+        runs = [compare(chosen, Options(rounds, arguments.quick, arguments.long))]
     if arguments.save == "docs":
-        report.save_docs(run, ROWS)
-    print(report.markdown(run, ROWS))
-    return 1 if any("failed" in one["errors"] for one in run["samples"]) else 0
+        report.save_docs(runs, ROWS)
+    print("\n".join(report.markdown(run, ROWS) for run in runs))
+    return 1 if any("failed" in one["errors"] for run in runs for one in run["samples"]) else 0
 
 
 if __name__ == "__main__":

@@ -80,11 +80,11 @@ def between_marks(page: str, text: str) -> str:
 
 
 def save_docs(
-    run: Mapping[str, Any], rows: Mapping[str, Row], page: Path = PAGE, chart: Path = CHART
+    runs: Sequence[Mapping[str, Any]], rows: Mapping[str, Row], page: Path = PAGE, chart: Path = CHART
 ) -> None:
-    """Write the report into docs/performance.md, and the chart beside its other pictures."""
-    samples = figures.from_json(run["samples"])
-    text = markdown(run, rows)
+    """Write the reports of runs into docs/performance.md, and the chart beside its other pictures."""
+    samples = [one for run in runs for one in figures.from_json(run["samples"])]
+    text = "\n".join(markdown(run, rows) for run in runs)
     bars = bars_of(samples, "flow", "runs/s")
     if bars:
         chart.write_text(svg("Whole runs a second", bars))

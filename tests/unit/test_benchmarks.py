@@ -185,7 +185,7 @@ def test_the_figures_take_their_place_in_the_page_and_nothing_else_changes(tmp_p
     page, chart = tmp_path / "performance.md", tmp_path / "performance.svg"
     page.write_text(f"# Head\n\n{report.BEGIN}\nold\n{report.END}\n\nfoot\n")
     for _ in range(2):  # written anew, not added
-        report.save_docs(a_run(), ROWS, page, chart)
+        report.save_docs([a_run()], ROWS, page, chart)
         text = page.read_text()
         assert text.startswith(f"# Head\n\n{report.BEGIN}\n## Figures\n\n![")
         assert text.endswith(f"\n{report.END}\n\nfoot\n")
@@ -193,6 +193,17 @@ def test_the_figures_take_their_place_in_the_page_and_nothing_else_changes(tmp_p
         assert text.count("| 10 clients | this stack | 50.0 |") == 1
     with pytest.raises(ValueError, match="the page has no"):
         report.between_marks("# Head\n", "x")
+
+
+def test_rows_of_two_runs_stand_in_one_page(tmp_path: Path) -> None:
+    page, chart = tmp_path / "performance.md", tmp_path / "performance.svg"
+    page.write_text(f"{report.BEGIN}\n{report.END}\n")
+    search = sample(Measured({"p50, ms": 5.0}), row="search", case="10 runs", server="ours", round=0)
+    report.save_docs([a_run(search), a_run()], ROWS, page, chart)
+    text = page.read_text()
+    assert text.index(ROWS["search"].title) < text.index(ROWS["flow"].title)
+    assert text.count("Measured ") == 2
+    assert chart.exists()
 
 
 def test_the_page_of_this_repository_has_its_marks_once() -> None:
@@ -217,7 +228,7 @@ def test_a_run_without_the_flow_draws_no_chart(tmp_path: Path) -> None:
     page, chart = tmp_path / "performance.md", tmp_path / "performance.svg"
     page.write_text(f"{report.BEGIN}\n{report.END}\n")
     only_search = sample(Measured({"p50, ms": 5.0}), row="search", case="10 runs", server="ours", round=0)
-    report.save_docs(a_run(only_search), ROWS, page, chart)
+    report.save_docs([a_run(only_search)], ROWS, page, chart)
     assert not chart.exists()
     assert "performance.svg" not in page.read_text()
 

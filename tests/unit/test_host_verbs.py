@@ -320,6 +320,8 @@ def test_bench_shows_a_kept_run_without_docker(host: FakeHost) -> None:
     host.without("docker")
     done = host.run("bench", "--from", "build/a run.json", "--save", "docs")
     assert done.stdout == "benchmarks/compare.py --save docs --from build/a run.json\n", done.stderr
+    done = host.run("bench", "--from", "a.json", "--and", "b c.json")
+    assert done.stdout == "benchmarks/compare.py --from a.json --and b c.json\n", done.stderr
 
 
 @pytest.mark.parametrize("words", [["bench", "--from", "x"], ["test", "unit"]])

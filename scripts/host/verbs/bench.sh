@@ -1,17 +1,17 @@
 # shellcheck shell=sh
 #: ./stack bench [ROW…] [--rounds N] [--quick] [--long] [--save docs] — measure this checkout against stock MLflow and FastTrackML
-#: ./stack bench --from FILE [--save docs]
+#: ./stack bench --from FILE [--and FILE] [--save docs]
 #:
-#: ROW is flow, held, client, search, pages or models; without, all of them (docs/performance.md says what each is).
+#: ROW is flow, held, client, search, artifacts, pages or models; without, all of them (docs/performance.md says what each is).
 #: A throwaway stack and the others beside it, on the same PostgreSQL and MinIO; they take turns in each of N
 #: rounds (5). The whole of it takes about 90 minutes, and wants a quiet machine with 12 GB of memory and 20 GB of
 #: disk. --quick: seconds, one round, only to see that it works. --long: also a million runs. The tables and every
 #: sample are kept in build/bench/; --save docs writes them into docs/performance.md; --from takes a kept FILE.json
-#: instead of measuring. A stack of yours is not touched, but it is slower meanwhile.
+#: instead of measuring, --and another one of other rows. A stack of yours is not touched, but it is slower meanwhile.
 . scripts/host/options.sh
 . scripts/host/prepare-tests.sh
 . scripts/host/build-environment.sh
-parse_options '--rounds= --quick --long --save= --from=' ROW "$@"
+parse_options '--rounds= --quick --long --save= --from= --and=' ROW "$@"
 
 flags=''
 [ "$QUICK" = no ] || flags="$flags --quick"
@@ -40,4 +40,4 @@ if [ -z "$FROM" ]; then
     step 'measuring'
 fi
 # shellcheck disable=SC2086  # words
-exec .venv/bin/python benchmarks/compare.py $REST $flags ${FROM:+--from "$FROM"}
+exec .venv/bin/python benchmarks/compare.py $REST $flags ${FROM:+--from "$FROM"} ${AND:+--and "$AND"}
