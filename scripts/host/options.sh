@@ -10,7 +10,7 @@ parse_options() {
     # Never from the environment: VOLUMES=yes there must not delete anything.
     ASSUME_YES=no JSON=no VERSIONS=no VOLUMES=no LONG=no BUILD=yes REST=''
     FULL=no REPLACE=no REFRESH=no RENEW=no REQUESTS=no SINCE='' NAMED='' WORDS='' FROM_OFFSITE=no TO='' SET='' QUICK=no
-    ROUNDS='' SAVE='' FROM='' option=''
+    ROUNDS='' SAVE='' FROM='' AND='' option=''
     for argument in "$@"; do
         case $option in
             --to) TO=$argument option='' && continue ;;
@@ -21,6 +21,7 @@ parse_options() {
             --rounds) ROUNDS=$argument option='' && continue ;;
             --save) SAVE=$argument option='' && continue ;;
             --from) FROM=$argument option='' && continue ;;
+            --and) AND=$argument option='' && continue ;;
         esac
         case $options in
             *" $argument= "*) option=$argument ;;
