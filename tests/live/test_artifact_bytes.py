@@ -259,10 +259,12 @@ def test_answers_are_those_of_mlflow_for_75_names(
         if not all(alike) or (name in PLAIN_NAMES and found["get"][0][2] != body):
             different[name] = found
     assert different == {}
-    said = stack.compose("logs", "--no-log-prefix", "--tail", "2000", "nginx").stdout
-    lines = [LINE.search(line) for line in said.splitlines() if folder in line]
-    fast_lines = [line for line in lines if line and line["asked"].endswith(":9000")]
-    assert len(fast_lines) >= 3 * len(PLAIN_NAMES)  # an upload and two downloads of each
+
+    def are_fast() -> bool:
+        fast_lines = [line for line in asked_for(stack, folder) if line[2][-1:] == ["9000"]]
+        return len(fast_lines) >= 3 * len(PLAIN_NAMES)  # an upload and two downloads of each
+
+    poll(are_fast, seconds=30, what="the lines of all transfers in the log")
 
 
 def test_what_is_stored_beside_the_bytes_is_what_mlflow_stores(
