@@ -28,7 +28,7 @@ prepare_python() {
     fi
 }
 
-# Node runs what nginx runs of JavaScript; without it those tests are skipped, and say so.
+# Node runs what nginx runs of JavaScript; without it those tests fail, and say so.
 prepare_node() {
     if ! command -v node >/dev/null && is_root && command -v apt-get >/dev/null; then
         step 'installing Node'

@@ -17,6 +17,7 @@ def mlflow_tables() -> Iterator[str]:
 
     server = pgserver.get_server(tempfile.mkdtemp(prefix="pg"))
     try:
+        server.psql("ALTER SYSTEM SET fsync = off; SELECT pg_reload_conf()")  # nothing here outlives the test
         uri = server.get_uri()
         engine = sqlalchemy.create_engine(uri.replace("postgresql://", "postgresql+psycopg2://"))
         _initialize_tables(engine)

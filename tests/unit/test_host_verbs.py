@@ -93,11 +93,9 @@ def test_rotate_makes_a_password_anew_and_puts_it_into_use(host: FakeHost) -> No
 
 
 @pytest.mark.parametrize("name", SHELL_FILES)
-def test_the_shell_is_valid_under_dash(name: str) -> None:
-    dash = shutil.which("dash")
-    if dash is None:  # macOS, Fedora; where it is /bin/sh (Debian, so CI) it is there
-        pytest.skip("dash is not on this machine")
-    done = subprocess.run([dash, "-n", str(ROOT / name)], capture_output=True, text=True, check=False)
+def test_the_shell_is_valid_under_the_plainest_that_is_here(name: str) -> None:
+    shell = shutil.which("dash") or "/bin/sh"  # Debian, and so CI, has dash
+    done = subprocess.run([shell, "-n", str(ROOT / name)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 

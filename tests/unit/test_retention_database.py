@@ -35,8 +35,6 @@ def connection() -> Iterator[Connection]:
         found = psycopg2.connect(uri)
         found.autocommit = True
         with found.cursor() as cursor:
-            cursor.execute("ALTER SYSTEM SET fsync = off")  # nothing here outlives the test
-            cursor.execute("SELECT pg_reload_conf()")
             cursor.execute("CREATE SCHEMA stackops")
             cursor.execute(journal.SCHEMA)
         found.autocommit = False

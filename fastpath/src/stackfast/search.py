@@ -21,6 +21,7 @@ PAGE_LIMIT, PAGE_DEFAULT = 1000, 1000
 """The default is MLflow's; larger pages are MLflow's too."""
 OFFSET_LIMIT = 1_000_000
 MEASURED_MS = 200
+"""What an order by a metric may take where only the runs that have it are looked at; then all are."""
 FILTER_LENGTH = 2000
 STAGES = {"ACTIVE_ONLY": ("active",), "DELETED_ONLY": ("deleted",), "ALL": ("active", "deleted")}
 _FIELDS = frozenset({"experiment_ids", "filter", "run_view_type", "max_results", "order_by", "page_token"})
