@@ -13,6 +13,8 @@ const PART = /^[A-Za-z0-9_-](?:[A-Za-z0-9_.+=@ -]*[A-Za-z0-9_+=@-])?$/;
 const FOLDER_MARK = '__XLDIR__';
 const PART_LIMIT = 255;
 const KEY_LIMIT = 1000;
+// What nginx keeps in memory (routes.conf).
+const SMALL_UPLOAD = 256 * 1024;
 const LARGEST_UPLOAD = 5 * 1024 * 1024 * 1024;
 
 const REGION = 'us-east-1';
@@ -51,7 +53,7 @@ function pathOf(rawUri) {
     return path.length <= KEY_LIMIT && PLACE.test(path) ? path : '';
 }
 
-// read, write, or '' for what is MLflow's.
+// read, write, small (to be written), or '' for what is MLflow's.
 function planFor(method, path, headers) {
     if (!path || headers.transferEncoding) {
         return '';
@@ -61,6 +63,9 @@ function planFor(method, path, headers) {
         return length === undefined || length === '0' ? 'read' : '';
     }
     if (method === 'PUT' && length !== undefined && /^[0-9]{1,12}$/.test(length)) {
+        if (Number(length) <= SMALL_UPLOAD) {
+            return 'small';
+        }
         return Number(length) <= LARGEST_UPLOAD ? 'write' : '';
     }
     return '';
@@ -167,7 +172,7 @@ function plan(r) {
     sign(r, path);
     const v = r.variables;
     const name = lastPart(path);
-    if (planned === 'write') {
+    if (planned !== 'read') {
         const guessed = guess(name, types);
         v.artifact_stored_type = guessed.type;
         v.artifact_stored_encoding = guessed.encoding;

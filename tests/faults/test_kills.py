@@ -83,7 +83,7 @@ def test_a_stopped_dependency_is_named_and_its_return_is_noticed(stack: Stack) -
 
             def report(name: str = dependency) -> str | None:
                 health = stack.compose(
-                    *("exec", "-T", "mlflow", "python3", "/opt/stack/healthy.py"), check=False
+                    *("exec", "-T", "mlflow", "answers", "5000", "/stack/ready", "200"), check=False
                 ).stdout
                 return health if f'"{name}": {{"ok": false' in health else None
 

@@ -30,8 +30,11 @@ PAUSE_SECONDS = 35
 LINE = re.compile(
     r'"(?P<method>[A-Z]+) (?P<path>\S.*)" (?P<status>\d{3}) .* mlflow=(?P<asked>.*) [0-9a-f]{32}$'
 )
-FAST, SLOW, LOOKED_UP = ["9000"], ["5000"], ["5000", "9000"]
+FAST, SLOW, LOOKED_UP, TAKEN = ["9000"], ["5000"], ["5000", "9000"], ["9000", "5000"]
 """The ports of MinIO and MLflow in the order in which nginx asked them for an answer."""
+SMALL, LARGE = 6, 300_000
+"""An upload that stays in nginx's memory, and one that does not: it is looked for first."""
+SIZES = ("small", "large")
 MAY_DIFFER = {"Date", "Content-Length", "Transfer-Encoding", "Accept-Ranges", "Etag", "Last-Modified", "Vary"}
 """MLflow sends in chunks, without ranges; what it says of the time and digest is its temporary copy's."""
 PLAIN_NAMES = (
@@ -302,14 +305,15 @@ def test_what_is_not_there_is_answered_as_ever(
         assert reader("GET", path).status_code == status, path
 
 
+@pytest.mark.parametrize(("size", "asked"), [(SMALL, TAKEN), (LARGE, SLOW)], ids=SIZES)
 def test_an_artifact_that_is_written_over_goes_through_mlflow_to_the_audit_log(
-    stack: Stack, writer: Person, reader: Person, folder: str
+    stack: Stack, writer: Person, reader: Person, folder: str, size: int, asked: list[str]
 ) -> None:
     name = unique(".txt")
-    for text in ("first", "second"):
+    for text in ("1" * size, "2" * size):
         assert writer("PUT", f"{folder}/{name}", data=text).status_code == 200
-    assert reader("GET", f"{folder}/{name}").text == "second"
-    done = [("GET", 200, FAST), ("PUT", 200, FAST), ("PUT", 200, SLOW)]
+    assert reader("GET", f"{folder}/{name}").text == "2" * size
+    done = [("GET", 200, FAST), ("PUT", 200, FAST), ("PUT", 200, asked)]
     assert asked_for(stack, name, 3) == sorted(done)
     assert overwrites(stack, name) == ["bytes-writer"]
 
@@ -320,7 +324,7 @@ def head_of(method: str, path: str, person: Person, *lines: str) -> bytes:
 
 
 def begun(stack: Stack, person: Person, path: str, size: int) -> socket.socket:
-    """Begin an upload; return its connection when nginx has asked for the body: it has looked by then."""
+    """Begin an upload; return its connection when nginx asks for the body: for a large one it has looked then."""
     connection = socket.create_connection(("127.0.0.1", stack.port), timeout=60)
     connection.sendall(head_of("PUT", path, person, f"Content-Length: {size}", "Expect: 100-continue"))
     assert b" 100 " in connection.recv(100)
@@ -339,12 +343,13 @@ def test_of_two_uploads_of_a_new_name_one_is_first_and_the_other_writes_over_it_
     stack: Stack, writer: Person, reader: Person, folder: str
 ) -> None:
     path = f"{folder}/{(name := unique('.txt'))}"
-    with begun(stack, writer, path, 6) as connection, ThreadPoolExecutor(1) as pool:
-        other = pool.submit(writer, "PUT", path, data=b"second")
+    texts = b"1" * LARGE, b"2" * LARGE
+    with begun(stack, writer, path, LARGE) as connection, ThreadPoolExecutor(1) as pool:
+        other = pool.submit(writer, "PUT", path, data=texts[1])
         time.sleep(0.5)  # whom the storage has heard of last waits for the other
-        connection.sendall(b"first!")
+        connection.sendall(texts[0])
         first, second = read_answer(connection), other.result()
-    stored_text, repeated = (b"second", b"first!") if second.status_code == 200 else (b"first!", b"second")
+    stored_text, repeated = texts[::-1] if second.status_code == 200 else texts
     assert {first.status, second.status_code} in ({200}, {200, 503})
     overwritten = [first.status, second.status_code].count(200) - 1
     for status, headers, body in (
@@ -361,17 +366,30 @@ def test_of_two_uploads_of_a_new_name_one_is_first_and_the_other_writes_over_it_
     assert overwrites(stack, name) == ["bytes-writer"] * (overwritten + 1)
 
 
-def test_of_uploads_of_a_name_at_once_each_that_writes_over_another_is_in_the_audit_log(
+def test_a_small_upload_during_another_of_the_same_name_is_as_if_one_came_first(
     stack: Stack, writer: Person, reader: Person, folder: str
+) -> None:
+    path = f"{folder}/{(name := unique('.txt'))}"
+    with begun(stack, writer, path, SMALL) as connection:
+        assert writer("PUT", path, data=b"2" * SMALL).status_code == 200
+        connection.sendall(b"1" * SMALL)
+        assert read_answer(connection).status == 200
+    assert reader("GET", path).content == b"1" * SMALL
+    assert overwrites(stack, name) == ["bytes-writer"]
+
+
+@pytest.mark.parametrize(("size", "may_be"), [(SMALL, {200}), (LARGE, {200, 503})], ids=SIZES)
+def test_of_uploads_of_a_name_at_once_each_that_writes_over_another_is_in_the_audit_log(
+    stack: Stack, writer: Person, reader: Person, folder: str, size: int, may_be: set[int]
 ) -> None:
     seen: Counter[int] = Counter()
     for _ in range(10):
         path = f"{folder}/{(name := unique('.txt'))}"
-        texts = [f"text {number}" for number in range(8)]
+        texts = [str(number) * size for number in range(8)]
         with ThreadPoolExecutor(len(texts)) as pool:
             answers = list(pool.map(lambda text, to=path: writer("PUT", to, data=text), texts))
         statuses = [answer.status_code for answer in answers]
-        assert set(statuses) <= {200, 503}
+        assert set(statuses) <= may_be
         stored_texts = {text for text, status in zip(texts, statuses, strict=True) if status == 200}
         assert reader("GET", path).text in stored_texts
         assert len(overwrites(stack, name)) == len(stored_texts) - 1

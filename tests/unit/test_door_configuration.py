@@ -229,7 +229,7 @@ def test_nothing_that_a_client_sends_reaches_the_storage_but_its_range_and_its_b
     texts = {path.name: path.read_text() for path in (ROOT / "nginx/artifacts").iterdir()}
     assert "proxy_pass_request_headers off;" in texts["store.inc"]
     sent = set()
-    for name in ("store.inc", "read.inc"):
+    for name in ("store.inc", "read.inc", "write.inc"):
         sent |= set(re.findall(r"proxy_set_header \S+ (\$\w+);", texts[name]))
     for body in locations(texts["routes.conf"]).values():
         if "store.inc" in body:
