@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -46,6 +47,18 @@ def idle_memory_mb(stack: Stack) -> dict[str, float]:
     return memory
 
 
+def busy_cores(seconds: int = 60) -> float:
+    """Return how many cores of the machine work, on average, while nobody asks for anything."""
+
+    def busy() -> float:
+        user, nice, system, _, _, interrupts, soft = map(int, Path("/proc/stat").read_text().split()[1:8])
+        return (user + nice + system + interrupts + soft) / os.sysconf("SC_CLK_TCK")
+
+    before = busy()
+    time.sleep(seconds)
+    return (busy() - before) / seconds
+
+
 def image_sizes_mb(tag: str) -> tuple[dict[str, float], float]:
     """Return each image's size, and the size of all together with shared layers once."""
     sizes: dict[str, float] = {}
@@ -79,6 +92,7 @@ def main() -> None:
         settings_file.write_text("")
         stack = Stack("stackbench", free_port(), settings_file, "bench")
         rows: list[tuple[str, str]] = []
+        others = busy_cores()
         try:
             if arguments.cold_build:
                 make_cold(stack)
@@ -114,7 +128,8 @@ def main() -> None:
             rows.append(("rebuild after a change of our Python code", rebuild))
 
             stack.verb("up")
-            time.sleep(20)
+            time.sleep(60)
+            rows.append(("idle processor time", f"{(busy_cores() - others) * 100:.0f} % of a core"))
             memory = idle_memory_mb(stack)
             parts = ", ".join(f"{name} {value:.0f}" for name, value in sorted(memory.items()))
             rows.append(("idle memory", f"{sum(memory.values()):.0f} MB ({parts})"))
