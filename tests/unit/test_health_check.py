@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -91,3 +93,12 @@ def test_after_a_failure_the_first_success_is_told_at_once_again(tmp_path: Path)
 
 def test_a_probe_that_hangs_fails_after_its_time(tmp_path: Path) -> None:
     assert run(BASE / "healthy", "0.2", "sleep", 30, folder=tmp_path).returncode == 1
+
+
+def test_after_a_pause_the_first_success_is_told_at_once_again(tmp_path: Path) -> None:
+    """Docker takes a container that was paused for unhealthy until it hears more."""
+    for count in (1, 2):
+        assert run(BASE / "healthy", 5, *probe(tmp_path, fails_at=9), folder=tmp_path).returncode == 0
+        assert calls(tmp_path) == count
+        long_ago = time.time() - 60
+        os.utime(tmp_path / "was-healthy", (long_ago, long_ago))
