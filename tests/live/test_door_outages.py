@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import product
 
 import mlflow
 import pytest
@@ -57,6 +59,10 @@ def outage(stack: Stack) -> Outage:
 
     stack.compose("stop", "mlflow")
     try:
+        routes = list(product(METHODS, API_PATHS))
+        with ThreadPoolExecutor(8) as pool:  # nginx looks for MLflow for 3 s
+            answers = pool.map(lambda route: ask(*route), routes)
+            api = dict(zip(routes, answers, strict=True))
         seen = Outage(
             run_id=run_id,
             health=send(stack.port, "GET", "/health"),
@@ -64,7 +70,7 @@ def outage(stack: Stack) -> Outage:
             stranger=send(stack.port, "GET", "/"),
             own_file=ask("GET", "/stack-ui/page.js"),
             mlflow_client=ask("GET", API_PATHS[0], User_Agent="mlflow-python-client/3.17.2"),
-            api={(method, path): ask(method, path) for method in METHODS for path in API_PATHS},
+            api=api,
         )
         back = threading.Timer(1, stack.compose, ("start", "mlflow"))
         back.start()
