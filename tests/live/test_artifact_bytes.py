@@ -32,8 +32,8 @@ LINE = re.compile(
 )
 FAST, SLOW, LOOKED_UP, TAKEN = ["9000"], ["5000"], ["5000", "9000"], ["9000", "5000"]
 """The ports of MinIO and MLflow in the order in which nginx asked them for an answer."""
-SMALL, LARGE = 6, 300_000
-"""An upload that stays in nginx's memory, and one that does not: it is looked for first."""
+SMALL, LARGEST_SMALL, LARGE = 6, 256 << 10, 300_000
+"""Uploads that stay in nginx's memory, and one that does not: it is looked for first."""
 SIZES = ("small", "large")
 MAY_DIFFER = {"Date", "Content-Length", "Transfer-Encoding", "Accept-Ranges", "Etag", "Last-Modified", "Vary"}
 """MLflow sends in chunks, without ranges; what it says of the time and digest is its temporary copy's."""
@@ -305,7 +305,9 @@ def test_what_is_not_there_is_answered_as_ever(
         assert reader("GET", path).status_code == status, path
 
 
-@pytest.mark.parametrize(("size", "asked"), [(SMALL, TAKEN), (LARGE, SLOW)], ids=SIZES)
+@pytest.mark.parametrize(
+    ("size", "asked"), [(SMALL, TAKEN), (LARGEST_SMALL, TAKEN), (LARGEST_SMALL + 1, SLOW), (LARGE, SLOW)]
+)
 def test_an_artifact_that_is_written_over_goes_through_mlflow_to_the_audit_log(
     stack: Stack, writer: Person, folder: str, size: int, asked: list[str]
 ) -> None:
@@ -316,6 +318,18 @@ def test_an_artifact_that_is_written_over_goes_through_mlflow_to_the_audit_log(
     done = [("GET", 200, FAST), ("PUT", 200, FAST), ("PUT", 200, asked)]
     assert asked_for(stack, name, 3) == sorted(done)
     assert overwrites(stack, name) == ["bytes-writer"]
+
+
+@pytest.mark.parametrize("size", [100_000, LARGEST_SMALL])
+def test_no_answer_of_the_storage_is_lost_when_small_artifacts_are_written_over(
+    writer: Person, folder: str, size: int
+) -> None:
+    """It refuses without reading the body: a connection that then breaks would be a 503."""
+    name = unique()
+    assert writer("PUT", f"{folder}/{name}", data=content(size)).status_code == 200
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: writer("PUT", f"{folder}/{name}", data=content(size)), range(40)))
+    assert Counter(answer.status_code for answer in answers) == {200: 40}
 
 
 def head_of(method: str, path: str, person: Person, *lines: str) -> bytes:

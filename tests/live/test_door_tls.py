@@ -7,6 +7,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +115,21 @@ def test_a_body_of_unknown_length_that_a_get_brings_by_http_2_is_not_kept(
     )
     login = f"--env=AUTHORIZATION={stack.authorization}"
     assert docker("exec", login, secure.door.name, "sh", "-c", ask) == f"2 {status}"
+
+
+@pytest.mark.parametrize("declared", [1000, 300_000], ids=["small", "large"])
+def test_an_upload_by_http_2_that_is_shorter_than_it_said_is_refused_at_once(
+    stack: Stack, secure: Secure, declared: int
+) -> None:
+    artifact = f"/api/2.0/mlflow-artifacts/artifacts/0/{uuid.uuid4().hex}/artifacts/a.txt"
+    ask = (
+        "printf short | curl --http2 --insecure --silent --output /dev/null --max-time 15"
+        " --write-out '%{http_version} %{http_code}' --upload-file -"
+        f' --header "Authorization: $AUTHORIZATION" --header "Content-Length: {declared}"'
+        f' "https://127.0.0.1:8080{artifact}" || true'
+    )
+    login = f"--env=AUTHORIZATION={stack.authorization}"
+    assert docker("exec", login, secure.door.name, "sh", "-c", ask) == "2 400"
 
 
 def test_mlflows_client_works_through_tls(stack: Stack, secure: Secure) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -337,3 +338,14 @@ def test_the_list_of_text_files_is_mlflows(script: Path) -> None:
     from mlflow.utils.mime_type_utils import get_text_extensions
 
     assert run(script, "script.TEXT") == get_text_extensions()
+
+
+def test_nginx_keeps_in_memory_what_the_script_calls_small(script: Path) -> None:
+    routes = (ROOT / "nginx/artifacts/routes.conf").read_text()
+    small = routes[routes.index("location @artifact_small {") :].split("\n}\n")[0]
+    kilobytes = {int(found) for found in re.findall(r"client_(?:body_buffer|max_body)_size (\d+)k;", small)}
+    ((limit,),) = [kilobytes]
+    for size, planned in ((limit << 10, "small"), ((limit << 10) + 1, "write")):
+        headers = {"contentLength": str(size)}
+        found = run(script, "script.planFor('PUT', 'p', given.headers)", headers=headers)
+        assert found == planned

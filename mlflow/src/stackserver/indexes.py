@@ -55,8 +55,12 @@ def make_indexes(connection: Connection) -> list[str]:
                 cursor.execute(sql.SQL("CREATE INDEX CONCURRENTLY {} ON ").format(identifier) + sql.SQL(what))
                 made.append(name)
             for table in sorted({INDEXES[name].split()[0] for name in made}):
-                # What PostgreSQL knows of an expression it knows by its index.
-                cursor.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(table)))
+                identifier = sql.Identifier(table)
+                cursor.execute(sql.SQL("SELECT EXISTS (SELECT FROM {})").format(identifier))
+                # Not while it is empty: PostgreSQL would believe that it stays so, and plan whole scans.
+                if cursor.fetchone() == (True,):
+                    # What PostgreSQL knows of an expression it knows by its index.
+                    cursor.execute(sql.SQL("ANALYZE {}").format(identifier))
     except (errors.LockNotAvailable, errors.InsufficientPrivilege) as error:
         print(f"pages of runs are slower than they could be, an index is missing: {error}", flush=True)
     finally:
