@@ -57,7 +57,8 @@ def order(row: Row, options: Options) -> Iterator[tuple[int, Any, str]]:
 def measured(bench: Bench, row: Row, server: str, step: Any) -> dict[str, Measured]:
     """Measure once; a measurement that fails is a sample without values that says why."""
     try:
-        return row.measure(bench, server, step)
+        with bench.peers.alone(server):
+            return row.measure(bench, server, step)
     except (*FAILURES, subprocess.SubprocessError) as error:
         print(f"{row.name}, {server}, {step}: {error!r}", file=sys.stderr, flush=True)
         return {f"step {step}": Measured(errors={"failed": 1}, note=f"failed: {error!r}"[:300])}
