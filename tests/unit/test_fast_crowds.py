@@ -26,6 +26,7 @@ from stackfast.protocol import Connections
 from stackfast.requests import Request
 from stackfast.routes import NOT_MINE, Router, routes
 from stackserver.audit import AuditLog, AuditRecorder
+from stackserver.indexes import make_indexes
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 OLD = {"timestamp": 1, "step": 0}
@@ -296,6 +297,72 @@ def test_a_search_page_is_in_mlflows_order_and_its_pages_hold_each_run_once(
         assert empty == (200, {})
 
     work(address, tmp_path, do)
+
+
+RUNS = 4000
+SEARCHES = {"params.p0 = '7'": 5, "metrics.m0 > 0.5": 6, "params.p1 = '7' and params.p0 = '7'": 5}
+"""Filters for what few of RUNS have with that key, and most of them with other keys; and how many have."""
+
+
+def rows_read(address: str) -> int:
+    """Return how many rows of the searched tables were read, by connections that are closed now."""
+    with closing(psycopg2.connect(address)) as connection, connection.cursor() as cursor:
+        connection.autocommit = True
+        for _ in range(100):
+            cursor.execute(
+                "SELECT count(*) FROM pg_stat_activity"
+                " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+            )
+            if cursor.fetchone() == (0,):
+                break
+            time.sleep(0.05)
+        else:
+            raise AssertionError("connections stay open")
+        cursor.execute(
+            "SELECT sum(seq_tup_read + idx_tup_fetch)::int FROM pg_stat_user_tables"
+            " WHERE relname IN ('runs', 'params', 'latest_metrics')"
+        )
+        return cursor.fetchone()[0]
+
+
+def test_what_few_runs_have_is_looked_up_though_its_value_is_common_with_other_keys(
+    address: str, tmp_path: Path
+) -> None:
+    with closing(psycopg2.connect(address)) as connection:
+        make_indexes(connection)
+        with connection, connection.cursor() as cursor:
+            cursor.execute(
+                """
+                INSERT INTO experiments (name, lifecycle_stage, workspace)
+                    VALUES ('many', 'active', 'default');
+                CREATE TEMP TABLE many AS SELECT md5(n::text) AS id, n, n % 800 = 0 AS rare, part
+                    FROM generate_series(1, 4000) n, generate_series(0, 4) part;
+                INSERT INTO runs (run_uuid, name, start_time, status, lifecycle_stage, experiment_id, user_id,
+                        artifact_uri)
+                    SELECT id, 'r', n, 'FINISHED', 'active', experiment_id, 'u', 'a'
+                    FROM many, experiments e WHERE part = 0 AND e.name = 'many';
+                INSERT INTO params (key, value, run_uuid)
+                    SELECT 'p' || part, CASE WHEN part > 0 OR rare THEN '7' ELSE 'x' || n END, id FROM many;
+                INSERT INTO latest_metrics (key, value, timestamp, step, is_nan, run_uuid)
+                    SELECT 'm' || part, CASE WHEN part > 0 OR rare OR n < 3 THEN 0.9 ELSE 0.1 END, 1, 0,
+                        part = 0 AND n = 800, id FROM many;
+                ANALYZE
+                """
+            )
+    found = {}
+
+    async def do(service: Service) -> None:
+        ((experiment,),) = await service.rows("SELECT experiment_id FROM experiments WHERE name = 'many'")
+        for text in SEARCHES:
+            fields = {"experiment_ids": [str(experiment)], "filter": text, "max_results": 100}
+            status, page = await service.post("runs/search", **fields)
+            assert status == 200
+            found[text] = len(page["runs"])
+
+    before = rows_read(address)
+    work(address, tmp_path, do)
+    assert found == SEARCHES
+    assert rows_read(address) - before < RUNS
 
 
 def test_a_param_that_another_is_just_writing_leaves_no_part_behind(address: str, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from stackfast.requests import (
     run_id_of,
     text_of,
 )
-from stackfast.searching import INDEXED, Arguments, begins_with_metric, conditions, order
+from stackfast.searching import INDEXED, Arguments, begins_with_metric, clauses, condition, lookups, order
 from stackserver import indexes
 from stackserver.errors import RefusedError
 
@@ -128,7 +128,8 @@ def test_numbers_and_texts() -> None:
 
 def test_filters_and_orders_become_sql_with_arguments_only() -> None:
     arguments = Arguments()
-    found = conditions("metrics.a > 1.5 AND params.`b c` = 'x' AND attributes.status != 'FAILED'", arguments)
+    wanted = clauses("metrics.a > 1.5 AND params.`b c` = 'x' AND attributes.status != 'FAILED'")
+    found = [condition(clause, arguments) for clause in wanted]
     assert len(found) == 3
     assert arguments.values == [1.5, "a", "x", "b c", "FAILED"]
     assert '"left"(value, 64) = $3::text)' in found[1]
@@ -142,11 +143,22 @@ def test_values_are_compared_as_their_indexes_have_them() -> None:
     for kind in ("params", "tags"):
         assert f'"left"(value, {INDEXED})' in indexes.INDEXES[f"stack_{kind}_by_value"]
     arguments = Arguments()
-    (long,) = conditions(f"tags.a = '{'x' * 65}'", arguments)
+    (clause,) = clauses(f"tags.a = '{'x' * 65}'")
+    long = condition(clause, arguments)
     assert '"left"(value, 64) = $1::text AND value = $2::text' in long
     assert arguments.values[:2] == ["x" * 64, "x" * 65]
-    (other,) = conditions("tags.a != 'x'", Arguments())
-    assert "AND value != $1::text" in other
+    ((statement, values),) = lookups([clause])
+    assert '"left"(value, 64) >= $2::text AND "left"(value, 64) <= $2::text' in statement
+    assert values == ["a", "x" * 64]
+    (other,) = clauses("tags.a != 'x'")
+    assert "AND value != $1::text" in condition(other, Arguments())
+
+
+def test_texts_are_looked_up_before_numbers_and_what_no_index_knows_is_not() -> None:
+    wanted = clauses(
+        "metrics.a > 1 and metrics.b != 1 and tags.c LIKE 'x%' and status = 'x' and params.d = 'x'"
+    )
+    assert [values[0] for _, values in lookups(wanted)] == ["d", "a"]
 
 
 def test_an_order_by_a_metric_may_ask_for_the_runs_that_have_it() -> None:
@@ -203,7 +215,7 @@ def test_what_begins_with_a_metric(orders: list[str], begins: bool) -> None:
 )
 def test_filters_that_are_not_certainly_the_same_are_mlflows(text: str) -> None:
     with pytest.raises(NotMineError):
-        conditions(text, Arguments())
+        clauses(text)
 
 
 @pytest.mark.parametrize(

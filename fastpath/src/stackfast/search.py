@@ -14,14 +14,14 @@ from stackfast.database import Database, run_on, within
 from stackfast.outcomes import NotMineError, UndoneError
 from stackfast.records import whole_runs
 from stackfast.requests import Request, experiment_id_of, int64_of, json_object, list_of, text_of
-from stackfast.searching import Arguments, begins_with_metric, conditions, order
+from stackfast.searching import FEW, Arguments, Clause, begins_with_metric, clauses, condition, lookups, order
 
 EXPERIMENTS = 1000
 PAGE_LIMIT, PAGE_DEFAULT = 1000, 1000
 """The default is MLflow's; larger pages are MLflow's too."""
 OFFSET_LIMIT = 1_000_000
-MEASURED_MS = 200
-"""What an order by a metric may take where only the runs that have it are looked at; then all are."""
+SOON_MS = 200
+"""What a look at only the runs that have a metric, or are few, may take; then all are looked at."""
 FILTER_LENGTH = 2000
 STAGES = {"ACTIVE_ONLY": ("active",), "DELETED_ONLY": ("deleted",), "ALL": ("active", "deleted")}
 _FIELDS = frozenset({"experiment_ids", "filter", "run_view_type", "max_results", "order_by", "page_token"})
@@ -48,11 +48,13 @@ class Search:
             raise NotMineError("page")
         offset = _offset(_text(given, "page_token"))
         orders = [text_of(each, FILTER_LENGTH) for each in list_of(given.get("order_by", []), 20)]
-        filter_string = _text(given, "filter")
+        wanted = clauses(_text(given, "filter"))
 
-        def statement(*, measured: bool) -> tuple[str, list[object]]:
+        def statement(few: list[str] | None = None, *, measured: bool) -> tuple[str, list[object]]:
             arguments = Arguments()
-            wanted = conditions(filter_string, arguments)
+            meets = [condition(clause, arguments) for clause in wanted]
+            if few is not None:
+                meets.append(f"run.run_uuid = ANY({arguments.add(few, 'text[]')})")
             joins, ordering = order(orders, arguments, measured=measured)
             # One experiment by "=": PostgreSQL then reads its index in the order of the page.
             where = (
@@ -66,20 +68,20 @@ class Search:
                 else "run.lifecycle_stage IN ('active', 'deleted')"
             )
             text = (
-                f"SELECT run.run_uuid FROM runs AS run {joins} WHERE {' AND '.join([where, stage, *wanted])}"  # noqa: S608
+                f"SELECT run.run_uuid FROM runs AS run {joins} WHERE {' AND '.join([where, stage, *meets])}"  # noqa: S608
                 f" ORDER BY {ordering} LIMIT {limit + 1} OFFSET {offset}"
             )
             return text, arguments.values
 
-        # This one first: what is not the fast path's is found before anything is asked.
-        text, values = statement(measured=False)
+        order(orders, Arguments())  # what is not the fast path's is found before anything is asked
         try:
             async with self._database.connection() as connection:
+                few = await _few(connection, wanted)
                 ids: list[str] = []
                 if begins_with_metric(orders):
-                    ids = await _measured(connection, *statement(measured=True))
+                    ids = await _measured(connection, *statement(few, measured=True))
                 if len(ids) <= limit:
-                    ids = [row["run_uuid"] for row in await run_on(connection, text, *values)]
+                    ids = await _ids(connection, *statement(few, measured=False))
                 # MLflow reads the one more too, and fails if it cannot.
                 records = (await whole_runs(connection, ids))[:limit]
         except UndoneError as error:
@@ -91,6 +93,29 @@ class Search:
         return answer + b"}"
 
 
+async def _ids(connection: asyncpg.Connection, text: str, values: list[object]) -> list[str]:
+    return [row["run_uuid"] for row in await run_on(connection, text, *values)]
+
+
+async def _few(connection: asyncpg.Connection, wanted: list[Clause]) -> list[str] | None:
+    """Return the ids of all runs that a clause leaves, where those are few and soon found.
+
+    PostgreSQL does not know that a value is rare with one key and common with the others: it would look
+    for it in each run of the experiment.
+    """
+    if not (statements := lookups(wanted)):
+        return None
+    try:
+        async with within(connection, SOON_MS):
+            for text, values in statements:
+                if len(ids := await _ids(connection, text, values)) <= FEW:
+                    return ids
+    except UndoneError as error:
+        if not error.slow:
+            raise
+    return None
+
+
 async def _measured(connection: asyncpg.Connection, text: str, values: list[object]) -> list[str]:
     """Return the ids of the runs that have the metric, or none where it took too long.
 
@@ -98,8 +123,8 @@ async def _measured(connection: asyncpg.Connection, text: str, values: list[obje
     have it, it may look through those of all the others first.
     """
     try:
-        async with within(connection, MEASURED_MS):
-            return [row["run_uuid"] for row in await run_on(connection, text, *values)]
+        async with within(connection, SOON_MS):
+            return await _ids(connection, text, values)
     except UndoneError as error:
         if not error.slow:
             raise

@@ -15,13 +15,10 @@ from sqlparse import keywords
 from stackfast.outcomes import NotMineError
 
 CLAUSES = 8
-STRING_ATTRIBUTES = {
-    "status": "status",
-    "user_id": "user_id",
-    "artifact_uri": "artifact_uri",
-    "run_id": "run_uuid",
-}
-NUMBER_ATTRIBUTES = {"start_time": "start_time", "end_time": "end_time"}
+FEW = 1000
+"""So many runs are taken by their ids, and put into the page's order then."""
+STRING_ATTRIBUTES = frozenset({"status", "user_id", "artifact_uri", "run_id"})
+NUMBER_ATTRIBUTES = frozenset({"start_time", "end_time"})
 ORDER_ATTRIBUTES = {"start_time", "end_time", "status", "user_id", "artifact_uri", "run_name"}
 NUMBER_COMPARES = frozenset({"=", "!=", "<=", ">=", "<", ">"})
 TEXT_COMPARES = frozenset({"=", "!=", "LIKE", "ILIKE"})
@@ -82,17 +79,27 @@ def _name(match: re.Match[str]) -> tuple[str, str]:
     return kind, key
 
 
-def conditions(filter_string: str, arguments: Arguments) -> list[str]:
-    """Return SQL conditions on `runs AS run` for a filter."""
+@dataclass(frozen=True)
+class Clause:
+    """One comparison of a filter: of an attribute of the run, or of a record in one of TABLES."""
+
+    kind: str
+    key: str
+    compare: str
+    value: str | int | float | list[str]
+
+
+def clauses(filter_string: str) -> list[Clause]:
+    """Return the clauses of a filter, all of which a run must meet."""
     if not filter_string:
         return []
-    clauses = _AND.split(filter_string)
-    if len(clauses) > CLAUSES:
+    texts = _AND.split(filter_string)
+    if len(texts) > CLAUSES:
         raise NotMineError("filter")
-    return [_condition(clause, arguments) for clause in clauses]
+    return [_clause(text) for text in texts]
 
 
-def _condition(clause: str, arguments: Arguments) -> str:
+def _clause(clause: str) -> Clause:
     match = _FILTER.fullmatch(clause)
     if not match:
         raise NotMineError("filter")
@@ -105,28 +112,45 @@ def _condition(clause: str, arguments: Arguments) -> str:
             and "." not in number
             and compare in NUMBER_COMPARES
         ):
-            return f"run.{key} {compare} {arguments.add(int(number), 'bigint')}"
+            return Clause(kind, key, compare, int(number))
         if key == "run_id" and match["list"] and compare == "IN":
-            wanted = re.findall(r"[0-9a-f]{32}", match["list"])
-            return f"run.run_uuid = ANY({arguments.add(wanted, 'text[]')})"
+            return Clause(kind, key, compare, re.findall(r"[0-9a-f]{32}", match["list"]))
         if key in STRING_ATTRIBUTES and text is not None and compare in TEXT_COMPARES:
-            return f"run.{STRING_ATTRIBUTES[key]} {compare} {arguments.add(text, 'text')}"
+            return Clause(kind, key, compare, text)
         if key != "run_name":
             raise NotMineError("filter")
         kind, key = "tag", "mlflow.runName"  # as MLflow does: the column is empty in old records
     if kind == "metric":
         if number is None or compare not in NUMBER_COMPARES:
             raise NotMineError("filter")
-        value = f"value {compare} {arguments.add(float(number), 'float8')}"
-        value = f"({value} OR is_nan)" if compare == "!=" else f"({value} AND NOT is_nan)"
+        return Clause(kind, key, compare, float(number))
+    if text is None or compare not in TEXT_COMPARES:
+        raise NotMineError("filter")
+    return Clause(kind, key, compare, text)
+
+
+def condition(clause: Clause, arguments: Arguments) -> str:
+    """Return the SQL condition on `runs AS run`."""
+    compare, value = clause.compare, clause.value
+    if clause.kind == "attribute":
+        column = "run_uuid" if clause.key == "run_id" else clause.key
+        if compare == "IN":
+            return f"run.{column} = ANY({arguments.add(value, 'text[]')})"
+        return f"run.{column} {compare} {arguments.add(value, _type(clause))}"
+    if compare == "=" and isinstance(value, str):
+        meets = _is(value, arguments)
     else:
-        if text is None or compare not in TEXT_COMPARES:
-            raise NotMineError("filter")
-        value = _is(text, arguments) if compare == "=" else f"value {compare} {arguments.add(text, 'text')}"
+        meets = f"value {compare} {arguments.add(value, _type(clause))}"
+    if clause.kind == "metric":
+        meets = f"({meets} OR is_nan)" if compare == "!=" else f"({meets} AND NOT is_nan)"
     return (
-        f"EXISTS (SELECT FROM {TABLES[kind]} AS t WHERE t.run_uuid = run.run_uuid"
-        f" AND t.key = {arguments.add(key, 'text')} AND {value})"
+        f"EXISTS (SELECT FROM {TABLES[clause.kind]} AS t WHERE t.run_uuid = run.run_uuid"
+        f" AND t.key = {arguments.add(clause.key, 'text')} AND {meets})"
     )
+
+
+def _type(clause: Clause) -> str:
+    return {str: "text", int: "bigint", float: "float8"}[type(clause.value)]
 
 
 def _is(text: str, arguments: Arguments) -> str:
@@ -137,6 +161,31 @@ def _is(text: str, arguments: Arguments) -> str:
     """
     beginning = f'"left"(value, {INDEXED}) = {arguments.add(text[:INDEXED], "text")}'
     return beginning if len(text) < INDEXED else f"{beginning} AND value = {arguments.add(text, 'text')}"
+
+
+def lookups(wanted: list[Clause]) -> list[tuple[str, list[object]]]:
+    """Return, for each clause that an index knows, a statement for the ids of up to FEW + 1 runs.
+
+    Of all experiments; some may fail the clause (NaN, a text that only begins like this), none that meets
+    it is left out. The statements are such that PostgreSQL has no other way than the index (the order is
+    that of its keys, an "=" would make it one of none), whatever it believes of how many there are.
+    """
+    found: list[tuple[str, list[object]]] = []
+    for clause in sorted(wanted, key=lambda each: each.kind == "metric"):
+        if clause.kind == "attribute" or clause.compare in ("!=", "LIKE", "ILIKE"):
+            continue
+        arguments = Arguments()
+        key, value = arguments.add(clause.key, "text"), clause.value
+        if isinstance(value, str):
+            indexed, value = f'"left"(value, {INDEXED})', value[:INDEXED]
+        else:
+            indexed = "value"
+        place = arguments.add(value, _type(clause))
+        compares = (">=", "<=") if clause.compare == "=" else (clause.compare,)
+        bounds = " AND ".join(f"{indexed} {compare} {place}" for compare in compares)
+        text = f"SELECT run_uuid FROM {TABLES[clause.kind]} WHERE key = {key} AND {bounds}"
+        found.append((f"{text} ORDER BY {indexed} LIMIT {FEW + 1}", arguments.values))
+    return found
 
 
 def begins_with_metric(order_by: list[str]) -> bool:
