@@ -339,3 +339,12 @@ def test_a_deleted_run_leaves_the_search_and_returns_when_restored(
 def test_an_unknown_run_is_mlflows_own_404(stack: Stack) -> None:
     answer = stack.get("/api/2.0/mlflow/runs/get", params={"run_id": "0" * 32})
     assert (answer.status_code, answer.json()["error_code"]) == (404, "RESOURCE_DOES_NOT_EXIST")
+
+
+def test_the_stacks_own_database_is_reached_by_its_socket(
+    stack: Stack, client: mlflow.MlflowClient, experiment_id: str
+) -> None:
+    client.search_registered_models()  # MLflow's own
+    client.create_run(experiment_id)  # the fast path's
+    ways = stack.psql("SELECT DISTINCT client_addr IS NULL FROM pg_stat_activity WHERE usename = 'mlflow'")
+    assert ways == "t"

@@ -12,6 +12,7 @@ from stackserver.settings import (
     PERMISSIONS,
     normalise_database_uri,
     parse_bytes,
+    read_server_settings,
     read_settings,
 )
 
@@ -95,6 +96,16 @@ def test_permissions_have_a_database_beside_the_records() -> None:
     own = read_settings({"DATABASE_URI": "postgresql://me%40server@db:5433/my%20runs?sslmode=require"})
     assert own.permissions_uri == ("postgresql+psycopg2://me%40server@db:5433/my%20runs_auth?sslmode=require")
     assert own.permissions_owner == ("me@server", "my runs_auth")
+
+
+def test_the_server_reaches_the_stacks_own_database_by_its_socket() -> None:
+    own = read_server_settings({"DATABASE_URI": "postgresql://mlflow@postgres/mlflow"})
+    assert own == read_server_settings({})
+    assert own.database_uri == "postgresql+psycopg2://mlflow@/mlflow?host=/run/postgresql"
+    assert own.permissions_uri == "postgresql+psycopg2://mlflow@/mlflow_auth?host=/run/postgresql"
+    assert own.permissions_owner == ("mlflow", "mlflow_auth")
+    other = {"DATABASE_URI": "postgresql://mlflow@db/mlflow"}
+    assert read_server_settings(other) == read_settings(other)
 
 
 def test_permissions_take_a_connection_more_for_each_thread() -> None:

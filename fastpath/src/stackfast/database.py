@@ -18,7 +18,8 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 import asyncpg
 
 from stackfast.outcomes import NotMineError, UndoneError, UnknownOutcomeError
-from stackfast.settings import DATABASE_SOCKET_FOLDER, FastSettings
+from stackfast.settings import FastSettings
+from stackserver.settings import DATABASE_SOCKET_FOLDER
 
 CONNECT_SECONDS = 2.0
 AWAY_SECONDS = 1.0

@@ -12,7 +12,6 @@ from stackserver.settings import DATABASE_URI_DEFAULT, read_settings
 
 SOCKET = Path("/run/fastpath/fast.sock")
 PORT = 8092
-DATABASE_SOCKET_FOLDER = "/run/postgresql"
 
 
 @dataclass(frozen=True)

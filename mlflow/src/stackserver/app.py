@@ -34,7 +34,7 @@ from stackserver.readiness import (
     report,
 )
 from stackserver.serve import SECRETS
-from stackserver.settings import Settings, read_settings
+from stackserver.settings import Settings, read_server_settings
 from stackserver.storage import check_storage
 from stackserver.tempspace import TempSpaceLayer
 
@@ -117,4 +117,4 @@ def create_app(settings: Settings) -> Callable[..., Awaitable[None]]:
     return HeldHeadLayer(MetricsLayer(StackRoutes(inner, settings)))
 
 
-app = create_app(read_settings())
+app = create_app(read_server_settings())

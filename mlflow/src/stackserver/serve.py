@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from stackserver.errors import RefusedError, exit_refused
-from stackserver.settings import Settings, read_settings
+from stackserver.settings import Settings, read_server_settings
 
 SECRETS = Path("/secrets/mlflow")
 TMP_ROOT = Path("/var/tmp/mlflow")
@@ -103,7 +103,7 @@ def gunicorn_arguments(settings: Settings) -> list[str]:
 def main() -> None:
     """Replace this process by gunicorn, or exit with 78 and say what mends it."""
     try:
-        settings = read_settings()
+        settings = read_server_settings()
     except RefusedError as refusal:
         exit_refused(refusal)
     os.environ.update(mlflow_environment(settings))
