@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from kit.door import disconnected
 from kit.stack import ROOT, Stack, poll
+from kit.writer import Writer
 
 PASSWORD = "p:w\\d"
 
@@ -62,6 +64,17 @@ def test_records_go_to_the_operators_database(external: tuple[Stack, str]) -> No
     assert ask("SELECT count(*) FROM experiments WHERE name = 'elsewhere'") == "1"
     assert ask("SELECT count(*) FROM stackops.key_fingerprints") == "2"
     assert stack.verb("status").returncode == 0
+
+
+def test_logging_goes_on_when_the_operators_database_was_cut_off(external: tuple[Stack, str]) -> None:
+    stack, database = external
+    with stack.logged_in(), Writer(stack) as writer:
+        writer.goes_on()
+        with disconnected(f"{stack.project}_outside", database, "db.example.com"):
+            stack.wait_not_ready()
+        writer.goes_on()
+        writer.assert_nothing_lost()
+    stack.wait_ready()
 
 
 def test_permissions_want_a_database_of_their_own_beside_it(external: tuple[Stack, str]) -> None:

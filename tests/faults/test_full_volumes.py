@@ -72,11 +72,6 @@ def write_log(stack: Stack, megabytes: int) -> bool:
     return stack.compose("exec", "-T", "postgres", *psql, check=False).returncode == 0
 
 
-def goes_on(writer: Writer, points: int = 20, seconds: float = 180) -> None:
-    before = len(writer.acknowledged)
-    poll(lambda: len(writer.acknowledged) >= before + points, seconds=seconds, what="the client logs")
-
-
 def log_params(stack: Stack, run_id: str, batch: int) -> requests.Response:
     """Log 100 long params in one request, as a client does, but without its retries."""
     params = [{"key": f"{batch}-{number}", "value": os.urandom(2900).hex()} for number in range(100)]
@@ -87,7 +82,7 @@ def test_a_full_database_volume_is_named_retried_and_loses_nothing(small: Stack)
     run_id = mlflow.MlflowClient().create_run("0").info.run_id
     restarts = small.inspect(small.container("postgres"))["RestartCount"]
     with Writer(small) as writer:
-        goes_on(writer)
+        writer.goes_on()
         with filled(small, "postgres", 6 * MEGABYTE):
             answers = []
 
@@ -100,7 +95,7 @@ def test_a_full_database_volume_is_named_retried_and_loses_nothing(small: Stack)
             assert answer.status_code == 503  # a client tries again for four minutes
             assert "No space left on device" in answer.text
             assert "the disk is nearly full: postgres" in small.verb("status", check=False).stderr
-        goes_on(writer)
+        writer.goes_on()
     writer.assert_nothing_lost()
     stored = set(mlflow.MlflowClient().get_run(run_id).data.params)
     for batch, answer in enumerate(answers):
@@ -114,7 +109,7 @@ def test_a_database_without_room_for_its_log_starts_again_when_there_is_room(sma
     container = small.container("postgres")
     restarts = small.inspect(container)["RestartCount"]
     with Writer(small) as writer:
-        goes_on(writer)
+        writer.goes_on()
         with filled(small, "postgres", MEGABYTE):
             assert not write_log(small, 300)  # PostgreSQL gives up: it must not go on without a log
             poll(
@@ -125,7 +120,7 @@ def test_a_database_without_room_for_its_log_starts_again_when_there_is_room(sma
             poll(lambda: not small.is_ready(), seconds=30, what="/health says so")
             answer = small.post("/api/2.0/mlflow/runs/create", json={"experiment_id": "0"}, timeout=60)
             assert answer.status_code == 503
-        goes_on(writer)
+        writer.goes_on()
     writer.assert_nothing_lost()
     small.wait_ready()
 
@@ -151,7 +146,7 @@ def test_a_full_artifact_volume_is_507_at_once_and_all_else_goes_on(small: Stack
 
     assert upload("before").status_code == 200
     with Writer(small) as writer:
-        goes_on(writer)
+        writer.goes_on()
         with filled(small, "minio", 7 * MEGABYTE):
             answers = []
 
@@ -171,7 +166,7 @@ def test_a_full_artifact_volume_is_507_at_once_and_all_else_goes_on(small: Stack
             with pytest.raises(Exception, match="object storage has no room"):
                 client.log_artifact(run_id, str(large))
             assert all_there()  # reading goes on
-            goes_on(writer)
+            writer.goes_on()
         poll(lambda: upload("after").status_code == 200, seconds=60, what="uploads work again")
     assert writer.failed == []
     assert all_there()
@@ -179,7 +174,7 @@ def test_a_full_artifact_volume_is_507_at_once_and_all_else_goes_on(small: Stack
 
 def test_a_full_backup_volume_disturbs_no_client_and_is_said(small: Stack) -> None:
     with Writer(small) as writer:
-        goes_on(writer)
+        writer.goes_on()
         with filled(small, "backups", 0):
 
             def said() -> str:
@@ -198,7 +193,7 @@ def test_a_full_backup_volume_disturbs_no_client_and_is_said(small: Stack) -> No
                 seconds=90,
                 what="the service backup is unhealthy",
             )
-            goes_on(writer, points=100)
+            writer.goes_on(points=100)
         poll(
             lambda: small.verb("backup", "status", check=False).returncode == 0,
             seconds=90,
@@ -221,7 +216,7 @@ def test_a_backup_that_was_away_for_too_long_makes_a_full_set_by_itself(small: S
 
     assert slot() != "lost"
     with Writer(small) as writer:
-        goes_on(writer)
+        writer.goes_on()
         docker("pause", container)
         try:
             assert write_log(small, 100)
@@ -231,7 +226,7 @@ def test_a_backup_that_was_away_for_too_long_makes_a_full_set_by_itself(small: S
                 return slot() == "lost"
 
             poll(given_up, seconds=150, what="the slot is given up: the log must not fill the volume")
-            goes_on(writer)
+            writer.goes_on()
         finally:
             docker("unpause", container)
         added = poll(lambda: small.sets()[len(before) :], seconds=120, what="a new set is made by itself")

@@ -59,6 +59,16 @@ def docker(*words: str, check: bool = True) -> str:
     return done.stdout + done.stderr
 
 
+@contextmanager
+def disconnected(network: str, container: str, alias: str) -> Iterator[None]:
+    """Take a container off a network for a while; packets to it go nowhere."""
+    docker("network", "disconnect", network, container)
+    try:
+        yield
+    finally:
+        docker("network", "connect", "--alias", alias, network, container)
+
+
 def basic(name: str, password: str) -> str:
     """Return the value of an Authorization header."""
     return "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()

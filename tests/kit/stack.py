@@ -224,6 +224,10 @@ class Stack:
         """Wait until /health says OK."""
         poll(self.is_ready, seconds=seconds, what="/health is 200")
 
+    def wait_not_ready(self, seconds: float = 60) -> None:
+        """Wait until /health says that something is away."""
+        poll(lambda: not self.is_ready(), seconds=seconds, what="/health says that something is away")
+
     def psql(self, statement: str, database: str = "mlflow") -> str:
         """Run SQL as the superuser inside the postgres container; return its output."""
         return self.compose(

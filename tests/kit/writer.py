@@ -9,7 +9,7 @@ from types import TracebackType
 import mlflow
 
 from kit.door import Door
-from kit.stack import Stack
+from kit.stack import Stack, poll
 
 
 class Writer:
@@ -45,6 +45,11 @@ class Writer:
                 self.failed.append(repr(error)[:300])
                 time.sleep(0.2)
             step += 1
+
+    def goes_on(self, points: int = 20, seconds: float = 240) -> None:
+        """Wait until that many points more are acknowledged."""
+        wanted = len(self.acknowledged) + points
+        poll(lambda: len(self.acknowledged) >= wanted, seconds=seconds, what="the client logs")
 
     def assert_nothing_lost(self) -> None:
         """Every call was acknowledged, and what was acknowledged is there."""
