@@ -116,7 +116,11 @@ def _address(bench: Bench, server: Server, step: Step) -> str:
 
 def _opened(page: Page, server: Server, step: Step, address: str) -> Measured:
     ended: list[Request] = []
-    page.on("requestfinished", ended.append)
+
+    def take(request: Request) -> None:  # Playwright 1.65 does not take a list's own append
+        ended.append(request)
+
+    page.on("requestfinished", take)
     started = time.perf_counter()
     page.goto(f"{server.url}/{address}", wait_until="commit")
     step.is_there(page).wait_for()
