@@ -129,13 +129,13 @@ class Peers:
         """
         services = [part for other in self.servers if other != name for part in PAUSED.get(other, (other,))]
         containers = [one for service in services for one in self.stack.containers(service)]
-        if containers:
-            docker("pause", *containers)
         try:
+            for container in containers:
+                docker("pause", container, check=False)  # one that has ended cannot be paused
             yield
         finally:
-            if containers:
-                docker("unpause", *containers)
+            for container in containers:
+                docker("unpause", container, check=False)
 
     def _first_processes(self, service: str) -> list[int]:
         return [self.stack.inspect(one)["State"]["Pid"] for one in self.stack.containers(service)]

@@ -254,6 +254,26 @@ def test_the_servers_take_turns_and_each_round_begins_with_another_one() -> None
     assert firsts == set(ROWS["flow"].servers)
 
 
+def test_who_is_not_measured_is_paused_also_if_another_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, str]] = []
+
+    def docker(verb: str, container: str, *, check: bool) -> None:
+        told.append((verb, container))
+        assert not check
+
+    monkeypatch.setattr(peers, "docker", docker)
+    stack = SimpleNamespace(containers=lambda service: [] if service == "auth" else [service])
+    all_of_them = peers.Peers(stack, dict.fromkeys(("ours", "stock", "stockuv")), 0, "", "")
+    with all_of_them.alone("ours"):
+        assert told == [("pause", "stock"), ("pause", "stockuv")]
+    assert told[2:] == [("unpause", "stock"), ("unpause", "stockuv")]
+    del told[:]
+    with pytest.raises(OSError, match="broken"), all_of_them.alone("stock"):
+        raise OSError("broken")
+    ours = ["nginx", "fastpath", "stockuv"]  # not its MLflow
+    assert told == [(verb, container) for verb in ("pause", "unpause") for container in ours]
+
+
 def measure_with(measure: Callable[..., dict[str, Measured]]) -> list[Sample]:
     row = Row("r", "R", ("ours", "stock"), (RATE,), lambda _: ["step"], measure)
     samples: list[Sample] = []

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, closing
+from collections.abc import Iterator
+from contextlib import closing
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,14 @@ import asyncpg
 import psycopg2
 import pytest
 
+from kit.fast_service import Service, work
 from kit.mlflow_tables import mlflow_tables
-from stackfast import batcher, database, experiments, logs, protocol, records, runs, search
-from stackfast.counters import Counters
-from stackfast.database import READING, WRITING, Database
-from stackfast.gate import Gate
-from stackfast.outcomes import NotMineError, UndoneError
+from stackfast import batcher, database, experiments, logs, protocol, records, runs
+from stackfast.database import WRITING, Database
+from stackfast.outcomes import NotMineError
 from stackfast.protocol import Connections
 from stackfast.requests import Request
-from stackfast.routes import NOT_MINE, Router, routes
-from stackserver.audit import AuditLog, AuditRecorder
-from stackserver.indexes import make_indexes
+from stackfast.routes import NOT_MINE
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 OLD = {"timestamp": 1, "step": 0}
@@ -36,64 +32,6 @@ OLD = {"timestamp": 1, "step": 0}
 def address() -> Iterator[str]:
     with mlflow_tables() as uri:
         yield uri
-
-
-class Service:
-    """The service without its listener, and a look into its database."""
-
-    def __init__(
-        self, writer: Database, counters: Counters, answer: Callable, look: asyncpg.Connection
-    ) -> None:
-        self.writer, self.counters, self.answer, self.look = writer, counters, answer, look
-        self.experiment_id = "0"
-
-    async def post(self, route: str, **fields: Any) -> tuple[int, Any]:
-        body = json.dumps(fields).encode()
-        request = Request(
-            b"POST", b"/api/2.0/mlflow/" + route.encode(), b"", {b"content-type": b"application/json"}, body
-        )
-        head, _, rest = (await self.answer(request)).partition(b"\r\n\r\n")
-        return int(head.split()[1]), json.loads(rest) if rest else None
-
-    async def run(self, **fields: Any) -> str:
-        fields = {"experiment_id": self.experiment_id, "user_id": "u", "start_time": 1} | fields
-        status, answer = await self.post("runs/create", **fields)
-        assert status == 200
-        return answer["run"]["info"]["run_id"]
-
-    async def rows(self, statement: str, *arguments: Any) -> list[tuple]:
-        return [tuple(row) for row in await self.look.fetch(statement, *arguments)]
-
-
-@asynccontextmanager
-async def service(address: str, folder: Path, **options: str):
-    async def connect(server_settings: dict[str, str]) -> asyncpg.Connection:
-        return await asyncpg.connect(address, server_settings=server_settings, timeout=5)
-
-    gate = Gate()
-    writer = Database(lambda: connect({**WRITING, **options}), 4, gate.check)
-    reader = Database(lambda: connect(READING), 1, gate.check)
-    counters = Counters()
-    router = Router(routes(writer, reader, writes=True), counters, AuditRecorder(AuditLog(folder)))
-    look = await asyncpg.connect(address)
-    found = Service(writer, counters, router.answer, look)
-    try:
-        _, answer = await found.post("experiments/create", name=f"e{time.time_ns()}")
-        found.experiment_id = answer["experiment_id"]
-        yield found
-        assert b"mlflow_fastpath_unexpected_total 0.0" in counters.text()
-    finally:
-        await writer.close()
-        await reader.close()
-        await look.close()
-
-
-def work(address: str, folder: Path, do: Callable[[Service], Awaitable[None]], **options: str) -> None:
-    async def all_of_it() -> None:
-        async with service(address, folder, **options) as found:
-            await do(found)
-
-    asyncio.run(asyncio.wait_for(all_of_it(), 120))
 
 
 def test_a_hundred_clients_write_the_same_things(
@@ -274,97 +212,6 @@ def test_an_away_database_is_not_mine_and_one_that_is_back_is_used(address: str,
     work(address, tmp_path, do)
 
 
-def test_a_search_page_is_in_mlflows_order_and_its_pages_hold_each_run_once(
-    address: str, tmp_path: Path
-) -> None:
-    async def do(found: Service) -> None:
-        made = [await found.run(start_time=1 + number // 3) for number in range(10)]
-        seen: list[str] = []
-        token = ""
-        while True:
-            fields = {"experiment_ids": [found.experiment_id], "max_results": 4}
-            status, page = await found.post(
-                "runs/search", **fields, **({"page_token": token} if token else {})
-            )
-            assert status == 200
-            seen += [run["info"]["run_id"] for run in page["runs"]]
-            token = page.get("next_page_token", "")
-            if not token:
-                break
-        starts = {run_id: 1 + number // 3 for number, run_id in enumerate(made)}
-        assert seen == sorted(made, key=lambda run_id: (-starts[run_id], run_id))
-        empty = await found.post("runs/search", experiment_ids=["999999"])
-        assert empty == (200, {})
-
-    work(address, tmp_path, do)
-
-
-RUNS = 4000
-SEARCHES = {"params.p0 = '7'": 5, "metrics.m0 > 0.5": 6, "params.p1 = '7' and params.p0 = '7'": 5}
-"""Filters for what few of RUNS have with that key, and most of them with other keys; and how many have."""
-
-
-def rows_read(address: str) -> int:
-    """Return how many rows of the searched tables were read, by connections that are closed now."""
-    with closing(psycopg2.connect(address)) as connection, connection.cursor() as cursor:
-        connection.autocommit = True
-        for _ in range(100):
-            cursor.execute(
-                "SELECT count(*) FROM pg_stat_activity"
-                " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
-            )
-            if cursor.fetchone() == (0,):
-                break
-            time.sleep(0.05)
-        else:
-            raise AssertionError("connections stay open")
-        cursor.execute(
-            "SELECT sum(seq_tup_read + idx_tup_fetch)::int FROM pg_stat_user_tables"
-            " WHERE relname IN ('runs', 'params', 'latest_metrics')"
-        )
-        return cursor.fetchone()[0]
-
-
-def test_what_few_runs_have_is_looked_up_though_its_value_is_common_with_other_keys(
-    address: str, tmp_path: Path
-) -> None:
-    with closing(psycopg2.connect(address)) as connection:
-        make_indexes(connection)
-        with connection, connection.cursor() as cursor:
-            cursor.execute(
-                """
-                INSERT INTO experiments (name, lifecycle_stage, workspace)
-                    VALUES ('many', 'active', 'default');
-                CREATE TEMP TABLE many AS SELECT md5(n::text) AS id, n, n % 800 = 0 AS rare, part
-                    FROM generate_series(1, 4000) n, generate_series(0, 4) part;
-                INSERT INTO runs (run_uuid, name, start_time, status, lifecycle_stage, experiment_id, user_id,
-                        artifact_uri)
-                    SELECT id, 'r', n, 'FINISHED', 'active', experiment_id, 'u', 'a'
-                    FROM many, experiments e WHERE part = 0 AND e.name = 'many';
-                INSERT INTO params (key, value, run_uuid)
-                    SELECT 'p' || part, CASE WHEN part > 0 OR rare THEN '7' ELSE 'x' || n END, id FROM many;
-                INSERT INTO latest_metrics (key, value, timestamp, step, is_nan, run_uuid)
-                    SELECT 'm' || part, CASE WHEN part > 0 OR rare OR n < 3 THEN 0.9 ELSE 0.1 END, 1, 0,
-                        part = 0 AND n = 800, id FROM many;
-                ANALYZE
-                """
-            )
-    found = {}
-
-    async def do(service: Service) -> None:
-        ((experiment,),) = await service.rows("SELECT experiment_id FROM experiments WHERE name = 'many'")
-        for text in SEARCHES:
-            fields = {"experiment_ids": [str(experiment)], "filter": text, "max_results": 100}
-            status, page = await service.post("runs/search", **fields)
-            assert status == 200
-            found[text] = len(page["runs"])
-
-    before = rows_read(address)
-    work(address, tmp_path, do)
-    assert found == SEARCHES
-    assert rows_read(address) - before < RUNS
-
-
 def test_a_param_that_another_is_just_writing_leaves_no_part_behind(address: str, tmp_path: Path) -> None:
     async def do(found: Service) -> None:
         run_id = await found.run()
@@ -466,48 +313,6 @@ def test_large_pages_at_once_are_mlflows(
             assert (await found.post("runs/search", **page))[0] == 418
         status, answer = await found.post("runs/search", **page)
         assert (status, answer["runs"][0]["info"]["run_id"]) == (200, run_id)
-
-    work(address, tmp_path, do)
-
-
-def test_what_is_tried_first_takes_no_longer_than_it_may(address: str) -> None:
-    async def do() -> None:
-        connection = await asyncpg.connect(address, server_settings=READING)
-        usual = await connection.fetchval("SHOW statement_timeout")
-        with pytest.raises(UndoneError) as refused:
-            async with database.within(connection, 50):
-                await database.run_on(connection, "SELECT pg_sleep(60)")
-        assert refused.value.slow
-        assert await connection.fetchval("SHOW statement_timeout") == usual
-        await connection.close()
-
-    asyncio.run(asyncio.wait_for(do(), 50))
-
-
-def test_an_order_by_a_metric_that_takes_too_long_to_begin_with_is_asked_as_a_whole(
-    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def do(found: Service) -> None:
-        made = [await found.run(start_time=start) for start in range(3)]
-        for number, run_id in enumerate(made):
-            await found.post("runs/log-metric", run_id=run_id, key="m", value=-number, **OLD)
-        page = {"experiment_ids": [found.experiment_id], "order_by": ["metrics.m DESC"], "max_results": 2}
-        at_once = await found.post("runs/search", **page)
-        monkeypatch.setattr(search, "run_on", late(search.run_on))
-        assert await found.post("runs/search", **page) == at_once
-        assert [run["info"]["run_id"] for run in at_once[1]["runs"]] == made[:2]
-
-    def late(run_on: Callable) -> Callable:
-        """Return a function that ends the first statement as PostgreSQL ends a slow one."""
-        ended = []
-
-        async def run(connection: asyncpg.Connection, text: str, *values: object) -> list[asyncpg.Record]:
-            if not ended:
-                ended.append(text)
-                raise UndoneError("57014")
-            return await run_on(connection, text, *values)
-
-        return run
 
     work(address, tmp_path, do)
 

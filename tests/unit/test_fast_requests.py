@@ -279,13 +279,14 @@ def test_the_proven_schema_is_that_of_the_pinned_mlflow() -> None:
 
 def test_settings() -> None:
     found = settings.read_fast_settings({})
-    assert found.by_socket
+    assert found.database_uri.endswith("?host=/run/postgresql")
     assert found.writes
     assert (found.connections, found.searches, found.off_because) == (6, 2, "")
     assert settings.read_fast_settings({"FASTPATH": "off"}).off_because
     assert settings.read_fast_settings({"AUTHORIZATION": "rbac"}).off_because
     assert not settings.read_fast_settings({"BACKUP_SYNCHRONOUS": "on"}).writes
-    assert not settings.read_fast_settings({"DATABASE_URI": "postgresql://me@db/records"}).by_socket
+    other = settings.read_fast_settings({"DATABASE_URI": "postgresql://me@db/records"})
+    assert other.database_uri == "postgresql+psycopg2://me@db/records"
     for odd in ({"FASTPATH": "yes"}, {"FASTPATH_CONNECTIONS": "1"}, {"FASTPATH_CONNECTIONS": "x"}):
         with pytest.raises(RefusedError):
             settings.read_fast_settings(odd)

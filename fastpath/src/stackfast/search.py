@@ -1,4 +1,7 @@
-"""runs/search in its common forms: first the ids of the page, then their whole records."""
+"""runs/search in its common forms.
+
+First the ids of the runs that a clause leaves, where they are few; then the page's; then their whole records.
+"""
 
 from __future__ import annotations
 
@@ -50,11 +53,14 @@ class Search:
         orders = [text_of(each, FILTER_LENGTH) for each in list_of(given.get("order_by", []), 20)]
         wanted = clauses(_text(given, "filter"))
 
-        def statement(few: list[str] | None = None, *, measured: bool) -> tuple[str, list[object]]:
+        def statement(few: list[str] | None = None, *, measured: bool = False) -> tuple[str, list[object]]:
             arguments = Arguments()
             meets = [condition(clause, arguments) for clause in wanted]
+            runs = "runs"
             if few is not None:
-                meets.append(f"run.run_uuid = ANY({arguments.add(few, 'text[]')})")
+                # OFFSET 0: PostgreSQL begins with these, and does not look for them in the page's order.
+                these = f"run_uuid = ANY({arguments.add(few, 'text[]')})"
+                runs = f"(SELECT * FROM runs WHERE {these} OFFSET 0)"  # noqa: S608
             joins, ordering = order(orders, arguments, measured=measured)
             # One experiment by "=": PostgreSQL then reads its index in the order of the page.
             where = (
@@ -68,7 +74,7 @@ class Search:
                 else "run.lifecycle_stage IN ('active', 'deleted')"
             )
             text = (
-                f"SELECT run.run_uuid FROM runs AS run {joins} WHERE {' AND '.join([where, stage, *meets])}"  # noqa: S608
+                f"SELECT run.run_uuid FROM {runs} AS run {joins} WHERE {' AND '.join([where, stage, *meets])}"  # noqa: S608
                 f" ORDER BY {ordering} LIMIT {limit + 1} OFFSET {offset}"
             )
             return text, arguments.values
@@ -76,12 +82,12 @@ class Search:
         order(orders, Arguments())  # what is not the fast path's is found before anything is asked
         try:
             async with self._database.connection() as connection:
-                few = await _few(connection, wanted)
+                few = await _of_rare_clause(connection, wanted)
                 ids: list[str] = []
-                if begins_with_metric(orders):
-                    ids = await _measured(connection, *statement(few, measured=True))
+                if few is None and begins_with_metric(orders):
+                    ids = await _measured(connection, *statement(measured=True))
                 if len(ids) <= limit:
-                    ids = await _ids(connection, *statement(few, measured=False))
+                    ids = await _ids(connection, *statement(few))
                 # MLflow reads the one more too, and fails if it cannot.
                 records = (await whole_runs(connection, ids))[:limit]
         except UndoneError as error:
@@ -97,7 +103,7 @@ async def _ids(connection: asyncpg.Connection, text: str, values: list[object]) 
     return [row["run_uuid"] for row in await run_on(connection, text, *values)]
 
 
-async def _few(connection: asyncpg.Connection, wanted: list[Clause]) -> list[str] | None:
+async def _of_rare_clause(connection: asyncpg.Connection, wanted: list[Clause]) -> list[str] | None:
     """Return the ids of all runs that a clause leaves, where those are few and soon found.
 
     PostgreSQL does not know that a value is rare with one key and common with the others: it would look

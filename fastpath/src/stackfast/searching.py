@@ -167,8 +167,8 @@ def lookups(wanted: list[Clause]) -> list[tuple[str, list[object]]]:
     """Return, for each clause that an index knows, a statement for the ids of up to FEW + 1 runs.
 
     Of all experiments; some may fail the clause (NaN, a text that only begins like this), none that meets
-    it is left out. The statements are such that PostgreSQL has no other way than the index (the order is
-    that of its keys, an "=" would make it one of none), whatever it believes of how many there are.
+    it is left out. They come in the order of the index, so that PostgreSQL reads it however many it
+    believes there are; with "=" it would see that this order is none, and drop it.
     """
     found: list[tuple[str, list[object]]] = []
     for clause in sorted(wanted, key=lambda each: each.kind == "metric"):

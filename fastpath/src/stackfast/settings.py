@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stackserver.errors import RefusedError
-from stackserver.settings import DATABASE_URI_DEFAULT, read_settings
+from stackserver.settings import read_server_settings
 
 SOCKET = Path("/run/fastpath/fast.sock")
 PORT = 8092
@@ -29,15 +29,10 @@ class FastSettings:
     writes: bool
     """Whether routes that change something are answered: with BACKUP_SYNCHRONOUS a commit may wait long."""
 
-    @property
-    def by_socket(self) -> bool:
-        """Whether the database is the stack's own, which is reached without TCP: a tenth less of its CPU."""
-        return self.database_uri == DATABASE_URI_DEFAULT
-
 
 def read_fast_settings(environment: Mapping[str, str] = os.environ) -> FastSettings:
     """Return the settings that an environment says. Raise RefusedError."""
-    server = read_settings(environment)
+    server = read_server_settings(environment)
 
     def one_of(name: str, default: str) -> str:
         text = environment.get(name) or default
