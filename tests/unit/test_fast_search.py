@@ -66,7 +66,8 @@ def address() -> Iterator[str]:
                     SELECT id, 'r' || n % 10, n / 3, 'FINISHED',
                         CASE n WHEN 1600 THEN 'deleted' ELSE 'active' END, e, 'u', repeat('a', 200)
                     FROM many WHERE part = 0;
-                INSERT INTO runs (run_uuid, start_time, status, lifecycle_stage, experiment_id, user_id, artifact_uri)
+                INSERT INTO runs (run_uuid, start_time, status, lifecycle_stage, experiment_id, user_id,
+                        artifact_uri)
                     SELECT md5('more ' || n), n, 'FINISHED', 'active', 200, 'u', repeat('a', 200)
                     FROM generate_series(1, 30000) n;
                 INSERT INTO params (key, value, run_uuid) SELECT 'p' || part, CASE
