@@ -35,6 +35,7 @@ from stackserver.readiness import (
 )
 from stackserver.serve import SECRETS
 from stackserver.settings import Settings, read_server_settings
+from stackserver.sources import read_less_of_source_runs
 from stackserver.storage import check_storage
 from stackserver.tempspace import TempSpaceLayer
 
@@ -103,6 +104,7 @@ def create_app(settings: Settings) -> Callable[..., Awaitable[None]]:
     pinned_revision()  # read once, before the workers fork
     close_other_places()
     mlflow, people = mlflow_app(settings)
+    read_less_of_source_runs()
     limited = TempSpaceLayer(
         HeldBodyLayer(HandoverLayer(mlflow)),
         Path(os.environ["TMPDIR"]).parent,
