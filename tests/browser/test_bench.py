@@ -16,6 +16,5 @@ def test_a_page_is_timed_and_its_calls_are_listed(stack: Stack) -> None:
     bench = Bench(SimpleNamespace(servers=servers), Options(), Path("load"), set())
     (found,) = pages.measure(bench, "ours", pages.FIRST_LOAD).values()
     assert found.values["ms"] > 0
-    assert {"GET", "POST"} & {call["method"] for call in found.calls}
     assert {call["status"] for call in found.calls} == {200}
     assert any(call["route"].startswith("/ajax-api/") and call["ms"] > 0 for call in found.calls)

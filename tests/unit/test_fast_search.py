@@ -22,8 +22,8 @@ from stackfast.outcomes import UndoneError, UnknownOutcomeError
 from stackserver.indexes import make_indexes
 
 RUNS = 4000
-"""In the experiment `many`, more in `others`. Of the keys p0 and m0 few have what most have of the others;
-the runs that have it are old."""
+"""In the experiment `many`, more in `others`. Few have with the keys p0 and m0 what most have with the
+others; the oldest have p2 = old."""
 RARE = {
     ("params.p0 = '7'", 100): 4,
     ("metrics.m0 > 0.5", 100): 5,

@@ -45,24 +45,26 @@ def version_of(source: str, run_id: str) -> tuple[int, Any]:
 def test_only_the_runs_row_is_read(stores: tuple[SqlAlchemyStore, RegistryStore], run: Any) -> None:
     read_less_of_source_runs()
     asked: list[str] = []
-    sqlalchemy.event.listen(
-        stores[0].engine, "before_cursor_execute", lambda *words: asked.append(words[2]), named=False
-    )
+    sqlalchemy.event.listen(stores[0].engine, "before_cursor_execute", lambda *words: asked.append(words[2]))
     status, answer = version_of(f"{run.artifact_uri}/model", run.run_id)
     assert (status, answer["model_version"]["run_id"]) == (200, run.run_id)
     assert sum("FROM runs" in each for each in asked) == 1
     assert not any(table in each for each in asked for table in ("latest_metrics", "inputs", "params"))
 
 
-@pytest.mark.parametrize("number", range(4))
-def test_verdicts_are_mlflows(run: Any, number: int) -> None:
-    source, run_id = [
-        (f"{run.artifact_uri}/model", "0" * 32),
-        (f"{run.artifact_uri}x/model", run.run_id),
-        ("mlflow-artifacts:/0/other/artifacts/model", run.run_id),
-        (f"{run.artifact_uri}/../../model", run.run_id),
-    ][number]
-    theirs = version_of(source, run_id)
+@pytest.mark.parametrize(
+    ("source", "run_id"),
+    [
+        ("{folder}/model", "0" * 32),
+        ("{folder}x/model", "{run_id}"),
+        ("mlflow-artifacts:/0/other/artifacts/model", "{run_id}"),
+        ("{folder}/../../model", "{run_id}"),
+    ],
+    ids=["no such run", "a folder beside it", "another run's", "a way out"],
+)
+def test_verdicts_are_mlflows(run: Any, source: str, run_id: str) -> None:
+    given = [text.format(folder=run.artifact_uri, run_id=run.run_id) for text in (source, run_id)]
+    theirs = version_of(*given)
     assert theirs[0] == 400
     read_less_of_source_runs()
-    assert version_of(source, run_id) == theirs
+    assert version_of(*given) == theirs

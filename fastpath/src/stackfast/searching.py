@@ -99,8 +99,8 @@ def clauses(filter_string: str) -> list[Clause]:
     return [_clause(text) for text in texts]
 
 
-def _clause(clause: str) -> Clause:
-    match = _FILTER.fullmatch(clause)
+def _clause(written: str) -> Clause:
+    match = _FILTER.fullmatch(written)
     if not match:
         raise NotMineError("filter")
     kind, key = _name(match)

@@ -12,8 +12,7 @@ from urllib.parse import unquote, urlsplit
 from stackserver.errors import RefusedError
 
 DATABASE_URI_DEFAULT = "postgresql+psycopg2://mlflow@postgres/mlflow"
-DATABASE_SOCKET_FOLDER = "/run/postgresql"
-DATABASE_URI_BY_SOCKET = f"postgresql+psycopg2://mlflow@/mlflow?host={DATABASE_SOCKET_FOLDER}"
+DATABASE_URI_BY_SOCKET = "postgresql+psycopg2://mlflow@/mlflow?host=/run/postgresql"
 CONNECTIONS_RESERVED = 20
 """PostgreSQL connections kept for superusers, prepare, operations and backup."""
 SESSIONS_PER_REQUEST = 4
@@ -203,7 +202,10 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
 
 
 def read_server_settings(environment: Mapping[str, str] = os.environ) -> Settings:
-    """Return the settings of a service that has the socket of the stack's own database."""
+    """Return the settings of a service that has the socket of the stack's own database.
+
+    Raise RefusedError.
+    """
     settings = read_settings(environment)
     if settings.database_uri != DATABASE_URI_DEFAULT:
         return settings
