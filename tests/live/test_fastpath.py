@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import mlflow
@@ -15,7 +16,7 @@ import pytest
 import requests
 from mlflow.entities import Metric, Param, RunTag
 
-from kit.door import user
+from kit.door import docker, read_answer, user
 from kit.load import API, Load
 from kit.people import add, bearer
 from kit.stack import Stack, poll
@@ -186,6 +187,29 @@ def test_a_stop_under_load_harms_no_request(stack: Stack, experiment_id: str) ->
             poll(lambda: answers_fast(stack), seconds=60, what="the fast path answers again")
     assert set(load.heard) == {200}, load.heard
     load.assert_each_is_there_once()
+
+
+def test_seven_hundred_who_come_while_it_is_busy_wait_for_it(stack: Stack) -> None:
+    """A refused connection to it (its listener's queue was full) took the door from it for five seconds."""
+    request = (
+        f"GET {API}/experiments/get?experiment_id=0 HTTP/1.1\r\n"
+        f"Host: 127.0.0.1:{stack.port}\r\nAuthorization: {stack.authorization}\r\n\r\n"
+    ).encode()
+    with ExitStack() as opened:
+        clients = [
+            opened.enter_context(socket.create_connection(("127.0.0.1", stack.port), timeout=60))
+            for _ in range(700)
+        ]
+        container = stack.container("fastpath")
+        docker("pause", container)
+        try:
+            for client in clients:
+                client.sendall(request)
+            time.sleep(0.5)  # so that the door has asked it for most of them
+        finally:
+            docker("unpause", container)
+        answers = [read_answer(client) for client in clients]
+    assert {(answer.status, answer.headers["X-Answered-By"]) for answer in answers} == {(200, "fastpath")}
 
 
 def test_postgresql_restarted_under_load_loses_nothing_acknowledged(stack: Stack, experiment_id: str) -> None:
