@@ -20,8 +20,8 @@ from stackserver.audit import AuditLog, AuditRecorder
 from stackserver.errors import RefusedError, exit_refused
 
 BACKLOG = 4096
-"""As the kernel's own bound (net.core.somaxconn). After three refused connections nginx gives all to MLflow for
-five seconds: with 512, 1,000 clients logged 147 runs/s instead of 440 (measured)."""
+"""As the kernel's own bound (net.core.somaxconn). After three refused connections nginx gives all to MLflow
+for five seconds: with 512, 1,000 clients logged 147 runs/s instead of 440 (measured)."""
 DRAIN_SECONDS = 25.0
 PLAIN = b"HTTP/1.1 %b\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n%b"
 
