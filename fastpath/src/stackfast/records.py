@@ -21,11 +21,12 @@ def _sizes(table: str, size: str, where: str = "run_uuid = ANY($1::text[])") -> 
 
 
 _PAIR = "CASE WHEN value IS NULL THEN 1 << 30 ELSE 30 + octet_length(key) + octet_length(value) END"
-# About the bytes of the JSON. A tag without a value, as old servers have left, is MLflow's too.
+# About the bytes of the JSON. A tag without a value, as old servers have left, is MLflow's too; so is a
+# metric without a time.
 SIZE = " + ".join(
     f"(SELECT coalesce(sum(size), 0) + CASE count(*) WHEN {ENTRIES} THEN 1 << 30 ELSE 0 END FROM ({each}) t)"
     for each in (
-        _sizes("latest_metrics", "80 + octet_length(key)"),
+        _sizes("latest_metrics", "CASE WHEN timestamp IS NULL THEN 1 << 30 ELSE 80 + octet_length(key) END"),
         _sizes("params", _PAIR),
         _sizes("tags", _PAIR),
         _sizes(
@@ -39,52 +40,86 @@ SIZE = " + ".join(
 )
 SIZE = f"SELECT ({SIZE})::bigint"
 
-# A whole number has a ".0", as Python writes it. What MLflow leaves out when it is null or "" is left
-# out here. A run whose record is odd (no name, no user, no start) comes back as null.
-_WHOLE = """
+
+def _object(**fields: str) -> str:
+    """Return SQL for a JSON object as text, of fields given as SQL for their JSON; null ones are left out."""
+    return (
+        "'{' || concat_ws(',', "
+        + ", ".join(f"""'"{name}":' || {sql}""" for name, sql in fields.items())
+        + ") || '}'"
+    )
+
+
+def _list(source: str, **fields: str) -> str:
+    """Return SQL for a JSON list of such an object for each row of a source, null where there is no row."""
+    entry = " || ',".join(f""""{name}":' || {sql}""" for name, sql in fields.items())
+    return f"(SELECT '[' || string_agg('{{{entry} || '}}', ',') || ']' FROM {source})"
+
+
+def _text(column: str) -> str:
+    return f"to_json({column})::text"
+
+
+# A whole number has a ".0", as Python writes it.
+_NUMBER = """CASE WHEN is_nan THEN '"NaN"' WHEN value = trunc(value) AND abs(value) < 1e15 THEN value || '.0'
+    ELSE to_json(value)::text END"""
+_OF_RUN = "WHERE run_uuid = run.run_uuid"
+_DATASETS = """(SELECT json_strip_nulls(json_agg(json_build_object(
+    'tags', (SELECT json_agg(json_build_object('key', name, 'value', input_tags.value))
+        FROM input_tags WHERE input_tags.input_uuid = inputs.input_uuid),
+    'dataset', json_build_object('name', datasets.name, 'digest', digest,
+        'source_type', dataset_source_type, 'source', dataset_source,
+        'schema', nullif(dataset_schema, ''), 'profile', nullif(dataset_profile, '')))))::text
+    FROM inputs JOIN datasets ON dataset_uuid = source_id
+    WHERE destination_type = 'RUN' AND destination_id = run.run_uuid)"""
+
+
+def _models(source_type: str, destination_type: str, **more: str) -> str:
+    linked = f"source_type = '{source_type}' AND destination_type = '{destination_type}'"
+    return _list(
+        f"inputs WHERE {linked} AND source_id = run.run_uuid", model_id=_text("destination_id"), **more
+    )
+
+
+def _whole(inputs: dict[str, str]) -> str:
+    """Return the statement for whole runs.
+
+    As text: json_build_object took 1.5 times as long for a page of 100 runs. What MLflow leaves out when it
+    is null or "" is left out here. A run whose record is odd (no name, no user, no start) comes back as null.
+    """
+    info = _object(
+        **{
+            name: _text(f"run.{name}")
+            for name in ("run_uuid", "user_id", "status", "lifecycle_stage", "artifact_uri")
+        },
+        run_id=_text("run.run_uuid"),
+        run_name=_text("run.name"),
+        experiment_id=_text("run.experiment_id::text"),
+        start_time="run.start_time",
+        end_time="nullif(run.end_time, 0)",
+    )
+    pair = {"key": _text("key"), "value": _text("value")}
+    data = _object(
+        metrics=_list(
+            f"latest_metrics {_OF_RUN}", key=_text("key"), value=_NUMBER, timestamp="timestamp", step="step"
+        ),
+        params=_list(f"params {_OF_RUN}", **pair),
+        tags=_list(f"tags {_OF_RUN}", **pair),
+    )
+    outputs = _object(model_outputs=_models("RUN_OUTPUT", "MODEL_OUTPUT", step="step"))
+    record = _object(info=info, data=data, inputs=_object(**inputs), outputs=outputs)
+    return f"""
 SELECT run.run_uuid, CASE WHEN run.name <> '' AND run.user_id IS NOT NULL AND run.start_time IS NOT NULL
-    AND run.status IS NOT NULL AND run.artifact_uri <> '' THEN
-json_build_object(
-    'info', json_strip_nulls(json_build_object(
-        'run_uuid', run.run_uuid, 'run_id', run.run_uuid, 'run_name', run.name,
-        'experiment_id', run.experiment_id::text, 'user_id', run.user_id, 'status', run.status,
-        'start_time', run.start_time, 'end_time', nullif(run.end_time, 0),
-        'artifact_uri', run.artifact_uri, 'lifecycle_stage', run.lifecycle_stage)),
-    'data', json_strip_nulls(json_build_object(
-        'metrics', (SELECT json_agg(json_build_object('key', key,
-                'value', CASE WHEN is_nan THEN '"NaN"'::json
-                    WHEN value = trunc(value) AND abs(value) < 1e15 THEN (value || '.0')::json
-                    ELSE to_json(value) END,
-                'timestamp', timestamp, 'step', step))
-            FROM latest_metrics WHERE run_uuid = run.run_uuid),
-        'params', (SELECT json_agg(json_build_object('key', key, 'value', value))
-            FROM params WHERE run_uuid = run.run_uuid),
-        'tags', (SELECT json_agg(json_build_object('key', key, 'value', value))
-            FROM tags WHERE run_uuid = run.run_uuid))),
-    'inputs', json_strip_nulls(json_build_object(
-        'dataset_inputs', (SELECT json_agg(json_build_object(
-                'tags', (SELECT json_agg(json_build_object('key', name, 'value', input_tags.value))
-                    FROM input_tags WHERE input_tags.input_uuid = inputs.input_uuid),
-                'dataset', json_build_object('name', datasets.name, 'digest', digest,
-                    'source_type', dataset_source_type, 'source', dataset_source,
-                    'schema', nullif(dataset_schema, ''), 'profile', nullif(dataset_profile, ''))))
-            FROM inputs JOIN datasets ON dataset_uuid = source_id
-            WHERE destination_type = 'RUN' AND destination_id = run.run_uuid)%s)),
-    'outputs', json_strip_nulls(json_build_object(
-        'model_outputs', (SELECT json_agg(json_build_object('model_id', destination_id, 'step', step))
-            FROM inputs WHERE source_type = 'RUN_OUTPUT' AND source_id = run.run_uuid
-                AND destination_type = 'MODEL_OUTPUT'))))::text END AS record
-FROM runs AS run WHERE run_uuid = ANY($1::text[])
-"""
-_MODEL_INPUTS = """,
-        'model_inputs', (SELECT json_agg(json_build_object('model_id', destination_id))
-            FROM inputs WHERE source_type = 'RUN_INPUT' AND source_id = run.run_uuid
-                AND destination_type = 'MODEL_INPUT')"""
+    AND run.status IS NOT NULL AND run.artifact_uri <> '' THEN {record} END AS record
+FROM runs AS run WHERE run_uuid = ANY($1::text[])"""
+
+
+PAGE = _whole({"dataset_inputs": _DATASETS})
+SINGLE = _whole({"dataset_inputs": _DATASETS, "model_inputs": _models("RUN_INPUT", "MODEL_INPUT")})
+"""A page of runs has no inputs that are models: MLflow's search leaves them out."""
+
 _under_way: list[int] = []
 """The sizes of the pages that are."""
-PAGE = _WHOLE % ""
-SINGLE = _WHOLE % _MODEL_INPUTS
-"""A page of runs has no inputs that are models: MLflow's search leaves them out."""
 
 
 async def whole_runs(
