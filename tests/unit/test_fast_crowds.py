@@ -278,7 +278,7 @@ def test_points_are_written_in_one_order_whatever_order_they_come_in(
     work(address, tmp_path, do, lock_timeout="60s")
 
 
-def test_a_page_of_many_bytes_and_a_tag_of_no_value_are_mlflows(address: str, tmp_path: Path) -> None:
+def test_a_page_of_many_bytes_and_what_has_no_value_or_time_are_mlflows(address: str, tmp_path: Path) -> None:
     async def do(found: Service) -> None:
         made = [await found.run() for _ in range(20)]
         await found.look.execute(
@@ -296,6 +296,13 @@ def test_a_page_of_many_bytes_and_a_tag_of_no_value_are_mlflows(address: str, tm
         status, answer = await found.post("runs/search", **page, max_results=5)
         assert (status, len(answer["runs"])) == (200, 5)
         await found.look.execute("INSERT INTO tags (run_uuid, key) VALUES ($1, 'old')", sorted(made)[0])
+        assert (await found.post("runs/search", **page, max_results=5))[0] == 418
+        await found.look.execute("DELETE FROM tags WHERE key = 'old'")
+        assert (await found.post("runs/search", **page, max_results=5))[0] == 200
+        await found.look.execute(
+            "INSERT INTO latest_metrics (run_uuid, key, value, step, is_nan) VALUES ($1, 'old', 1, 0, false)",
+            sorted(made)[0],
+        )
         assert (await found.post("runs/search", **page, max_results=5))[0] == 418
         await found.look.execute("DELETE FROM inputs")
 

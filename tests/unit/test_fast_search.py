@@ -185,25 +185,6 @@ def test_a_look_that_takes_too_long_is_left(
     work(address, tmp_path, do)
 
 
-def test_what_old_servers_have_left_without_a_time_or_a_value_is_mlflows(
-    address: str, tmp_path: Path
-) -> None:
-    async def do(found: Service) -> None:
-        run_id = await found.run()
-        page = {"experiment_ids": [found.experiment_id]}
-        await found.look.execute("INSERT INTO tags (run_uuid, key) VALUES ($1, 'left')", run_id)
-        assert (await found.post("runs/search", **page))[0] == 418
-        await found.look.execute("DELETE FROM tags WHERE key = 'left'")
-        assert (await found.post("runs/search", **page))[0] == 200
-        metric = (
-            "INSERT INTO latest_metrics (run_uuid, key, value, step, is_nan) VALUES ($1, 'left', 1, 0, false)"
-        )
-        await found.look.execute(metric, run_id)
-        assert (await found.post("runs/search", **page))[0] == 418
-
-    work(address, tmp_path, do)
-
-
 def test_a_search_page_is_in_mlflows_order_and_its_pages_hold_each_run_once(
     address: str, tmp_path: Path
 ) -> None:
