@@ -309,6 +309,28 @@ def test_a_page_of_many_bytes_and_what_has_no_value_or_time_are_mlflows(address:
     work(address, tmp_path, do)
 
 
+def test_a_page_that_is_far_longer_as_json_counts_as_what_it_is(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def do(found: Service) -> None:
+        run_id = await found.run()
+        params = [{"key": f"p{number}", "value": "\1" * 5000} for number in range(20)]
+        assert (await found.post("runs/log-batch", run_id=run_id, params=params))[0] == 200
+        page = {"experiment_ids": [found.experiment_id]}
+        status, answer = await found.post("runs/search", **page)
+        assert (status, sorted(answer["runs"][0]["data"]["params"], key=lambda each: each["key"])) == (
+            200,
+            sorted(params, key=lambda each: each["key"]),
+        )
+        for limit in ("PAGE_BYTES", "TOGETHER_BYTES"):
+            with monkeypatch.context() as patch:
+                patch.setattr(records, limit, 500_000)  # they have 100,000, and 600,000 in JSON
+                assert (await found.post("runs/search", **page))[0] == 418
+        assert not records._under_way
+
+    work(address, tmp_path, do)
+
+
 def test_large_pages_at_once_are_mlflows(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

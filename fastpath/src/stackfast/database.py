@@ -42,6 +42,7 @@ _ALWAYS = {
     "jit": "off",
     "statement_timeout": str(STATEMENT_TIMEOUT_MS),
     "lock_timeout": str(LOCK_TIMEOUT_MS),
+    "extra_float_digits": "1",  # a server with less would round what it writes as text
 }
 WRITING = {
     **_ALWAYS,

@@ -20,6 +20,7 @@ HELD_LIMIT = 16 << 20
 """Bytes of bodies held at once, of all connections; above that requests are refused unread."""
 LARGE_ANSWER, UNSENT_LIMIT = 64 << 10, 32 << 20
 """When so many bytes of answers this large wait for slow clients, reads are MLflow's."""
+QUIET_SECONDS = 0.05
 KEPT_HEADERS = frozenset(
     {
         *(b"content-type", b"content-encoding", b"transfer-encoding", b"expect", b"x-mlflow-workspace"),
@@ -38,12 +39,21 @@ class Connections:
         self.handler = handler
         self.too_large = too_large
         self.open: set[Connection] = set()
+        self.made = 0
+        """Connections so far."""
         self.held = 0
         self.unsent = 0
 
     def __call__(self) -> Connection:
         """Return the protocol of a new connection."""
         return Connection(self)
+
+    async def all_made(self) -> None:
+        """Wait until nobody is left in the listener's queue, once nobody new comes into it."""
+        before = -1
+        while before != self.made:
+            before = self.made
+            await asyncio.sleep(QUIET_SECONDS)
 
     async def drain(self, seconds: float) -> None:
         """Read nothing new, answer what was read, and wait until nginx has closed the connections.
@@ -78,6 +88,7 @@ class Connection(asyncio.Protocol):
         """Begin."""
         self._transport = transport  # type: ignore[assignment]
         self._shared.open.add(self)
+        self._shared.made += 1
 
     def connection_lost(self, _: Exception | None) -> None:
         """End; a statement under way goes on, as nobody knows whether it is done."""
@@ -181,9 +192,9 @@ class Connection(asyncio.Protocol):
         """Shut the read half, unless a request is half in. uvloop's own socket cannot: a copy of it can."""
         if self._begun or self._ended or self._transport is None or self._transport.is_closing():
             return
-        descriptor = os.dup(self._transport.get_extra_info("socket").fileno())
-        with socket.socket(fileno=descriptor) as copy:
-            try:
+        try:
+            descriptor = os.dup(self._transport.get_extra_info("socket").fileno())
+            with socket.socket(fileno=descriptor) as copy:
                 copy.shutdown(socket.SHUT_RD)
-            except OSError:
-                self._transport.abort()
+        except OSError:
+            self._transport.abort()
