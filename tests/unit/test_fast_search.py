@@ -23,7 +23,7 @@ from stackserver.indexes import make_indexes
 
 RUNS = 4000
 """In the experiment `many`, more in `others`. Few have with the keys p0 and m0 what most have with the
-others; the oldest have p2 = old."""
+others; the oldest have p2 = old. The 200 in `few` have the least of m1."""
 RARE = {
     ("params.p0 = '7'", 100): 4,
     ("metrics.m0 > 0.5", 100): 5,
@@ -57,7 +57,8 @@ def address() -> Iterator[str]:
             cursor.execute(
                 """
                 INSERT INTO experiments (experiment_id, name, lifecycle_stage, workspace)
-                    VALUES (100, 'many', 'active', 'default'), (200, 'others', 'active', 'default');
+                    VALUES (100, 'many', 'active', 'default'), (200, 'others', 'active', 'default'),
+                        (300, 'few', 'active', 'default');
                 CREATE TEMP TABLE many AS
                     SELECT md5(e || '-' || n) AS id, n, e, part, n % 800 = 0 AS rare
                     FROM generate_series(1, 4000) n, generate_series(0, 4) part, unnest(array[100, 200]) e;
@@ -70,6 +71,12 @@ def address() -> Iterator[str]:
                         artifact_uri)
                     SELECT md5('more ' || n), n, 'FINISHED', 'active', 200, 'u', repeat('a', 200)
                     FROM generate_series(1, 30000) n;
+                INSERT INTO runs (run_uuid, name, start_time, status, lifecycle_stage, experiment_id, user_id,
+                        artifact_uri)
+                    SELECT md5('few ' || n), 'few', n, 'FINISHED', 'active', 300, 'u', 'a'
+                    FROM generate_series(1, 200) n;
+                INSERT INTO latest_metrics (key, value, timestamp, step, is_nan, run_uuid)
+                    SELECT 'm1', 0.1, 1, 0, false, md5('few ' || n) FROM generate_series(1, 200) n;
                 INSERT INTO params (key, value, run_uuid) SELECT 'p' || part, CASE
                     WHEN part = 2 AND n <= 300 THEN 'old' WHEN part > 0 OR rare THEN '7' ELSE 'x' || n END, id
                     FROM many;
@@ -125,6 +132,30 @@ def test_what_few_runs_have_is_looked_up_though_its_value_is_common_with_other_k
     before = rows_read(address)
     work(address, tmp_path, do)
     assert rows_read(address) - before < RUNS / 2
+
+
+def test_a_few_runs_of_many_are_not_looked_for_in_the_order_of_all_of_them(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL itself chooses that beside a million runs: 180 ms instead of 65 for 10,000."""
+    looked: list[str] = []
+    measured = search._measured
+
+    async def noted(connection: asyncpg.Connection, text: str, values: list[object]) -> list[str]:
+        looked.append(text)
+        return await measured(connection, text, values)
+
+    monkeypatch.setattr(search, "_measured", noted)
+
+    async def do(service: Service) -> None:
+        fields = {"order_by": ["metrics.m1 DESC"], "max_results": 10}
+        status, page = await service.post("runs/search", experiment_ids=["300"], **fields)
+        values = [run["data"]["metrics"][0]["value"] for run in page["runs"]]
+        assert (status, values, len(looked)) == (200, [0.1] * 10, 0)
+        status, page = await service.post("runs/search", experiment_ids=["100"], **fields)
+        assert (status, len(page["runs"]), len(looked)) == (200, 10, 1)
+
+    work(address, tmp_path, do)
 
 
 @pytest.fixture(scope="module")
@@ -246,9 +277,13 @@ def test_an_order_by_a_metric_that_takes_too_long_to_begin_with_is_asked_as_a_wh
             await found.post("runs/log-metric", run_id=run_id, key="m", value=-number, timestamp=1, step=0)
         page = {"experiment_ids": [found.experiment_id], "order_by": ["metrics.m DESC"], "max_results": 2}
         at_once = await found.post("runs/search", **page)
+        monkeypatch.setattr(search, "_are_few", are_many)
         monkeypatch.setattr(search, "run_on", late(search.run_on))
         assert await found.post("runs/search", **page) == at_once
         assert [run["info"]["run_id"] for run in at_once[1]["runs"]] == made[:2]
+
+    async def are_many(*_: object) -> bool:
+        return False
 
     def late(run_on: Callable) -> Callable:
         """Return a function that ends the first statement as PostgreSQL ends a slow one."""

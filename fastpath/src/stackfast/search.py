@@ -26,6 +26,15 @@ OFFSET_LIMIT = 1_000_000
 SOON_MS = 200
 """What a look at only the runs that have a metric, or are few, may take; then all are looked at."""
 FILTER_LENGTH = 2000
+_FEW_OF_ALL = """
+WITH bound AS (
+    SELECT ceil(sqrt($2::float8 * greatest(reltuples, 0)))::bigint AS runs FROM pg_class
+    WHERE oid = 'runs'::regclass)
+SELECT count(*) < (SELECT runs FROM bound)
+FROM (SELECT FROM runs WHERE experiment_id = ANY($1::int[]) LIMIT (SELECT runs FROM bound)) AS own
+"""
+"""In the order of a metric a page of n runs is together after n * all / own of them, if they are spread
+evenly: more than the own ones where own * own < n * all."""
 STAGES = {"ACTIVE_ONLY": ("active",), "DELETED_ONLY": ("deleted",), "ALL": ("active", "deleted")}
 _FIELDS = frozenset({"experiment_ids", "filter", "run_view_type", "max_results", "order_by", "page_token"})
 _TOKEN = re.compile(rb'\{"offset": ([1-9][0-9]{0,6})\}').fullmatch
@@ -84,7 +93,8 @@ class Search:
             async with self._database.connection() as connection:
                 few = await _of_rare_clause(connection, wanted)
                 ids: list[str] = []
-                if few is None and begins_with_metric(orders):
+                by_metric = few is None and begins_with_metric(orders)
+                if by_metric and not await _are_few(connection, experiments, offset + limit + 1):
                     ids = await _measured(connection, *statement(measured=True))
                 if len(ids) <= limit:
                     ids = await _ids(connection, *statement(few))
@@ -120,6 +130,12 @@ async def _of_rare_clause(connection: asyncpg.Connection, wanted: list[Clause]) 
         if not error.slow:
             raise
     return None
+
+
+async def _are_few(connection: asyncpg.Connection, experiments: list[int], rows: int) -> bool:
+    """Return whether it is less to look at all runs of the experiments than for them in a metric's order."""
+    ((few,),) = await run_on(connection, _FEW_OF_ALL, experiments, rows)
+    return few
 
 
 async def _measured(connection: asyncpg.Connection, text: str, values: list[object]) -> list[str]:
