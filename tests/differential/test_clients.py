@@ -69,7 +69,7 @@ def by_hand(client: MlflowClient, side: Side, see: See) -> None:
     wrong: list[Callable[[], Any]] = [
         lambda: client.create_experiment("by hand"),
         lambda: client.log_param(run_id, "x", "y"),
-        lambda: client.get_run("0" * 32),
+        lambda: client.get_run("f" * 32),  # "0" * 32 is one of test_search.py
         lambda: client.get_experiment("1999999999"),
         lambda: client.search_runs([experiment_id], "nonsense"),
         lambda: client.search_runs([experiment_id], max_results=50001),
