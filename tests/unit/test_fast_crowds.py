@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -304,6 +305,44 @@ def test_a_page_of_many_bytes_and_what_has_no_value_or_time_are_mlflows(address:
             sorted(made)[0],
         )
         assert (await found.post("runs/search", **page, max_results=5))[0] == 418
+        await found.look.execute("DELETE FROM inputs")
+
+    work(address, tmp_path, do)
+
+
+def test_a_page_of_ordinary_json_in_texts_is_asked_for_once(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow's autologging leaves schemas of datasets, which are JSON: each of their quotes is two bytes."""
+    schema = json.dumps(
+        {"mlflow_colspec": [{"type": "double", "name": f"column {n}", "required": True} for n in range(60)]}
+    )
+    asked: list[str] = []
+    run_on = records.run_on
+
+    async def noted(connection: asyncpg.Connection, text: str, *values: object) -> list[asyncpg.Record]:
+        asked.append(text)
+        return await run_on(connection, text, *values)
+
+    monkeypatch.setattr(records, "run_on", noted)
+
+    async def do(found: Service) -> None:
+        run_id = await found.run()
+        await found.look.execute(
+            "INSERT INTO datasets (dataset_uuid, experiment_id, name, digest, dataset_source_type,"
+            " dataset_source, dataset_schema) VALUES ('json', $1, 'd', 'x', 't', 's', $2)",
+            int(found.experiment_id),
+            schema,
+        )
+        await found.look.execute(
+            "INSERT INTO inputs (input_uuid, source_type, source_id, destination_type, destination_id, step)"
+            " VALUES ('json', 'DATASET', 'json', 'RUN', $1, 0)",
+            run_id,
+        )
+        status, answer = await found.post("runs/search", experiment_ids=[found.experiment_id])
+        (given,) = answer["runs"][0]["inputs"]["dataset_inputs"]
+        assert (status, given["dataset"]["schema"]) == (200, schema)
+        assert asked == [records.SIZE, records.PAGE]
         await found.look.execute("DELETE FROM inputs")
 
     work(address, tmp_path, do)
