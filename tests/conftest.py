@@ -12,6 +12,17 @@ from hypothesis import settings as hypothesis_settings
 
 from kit.stack import Stack, free_port
 
+BY_HAND_ONLY = """\
+AUDIT_SCHEDULE=10 0 29 2 *
+BACKUP_SCHEDULE=0 1 29 2 *
+DRILL_SCHEDULE=0 4 29 2 *
+OFFSITE_SCHEDULE=20 0 29 2 *
+RETENTION_SCHEDULE=0 2 29 2 *
+USAGE_SCHEDULE=30 0 29 2 *
+VERIFY_SCHEDULE=0 3 29 2 *
+"""
+"""Settings under which no job begins in the middle of a test, whatever the time of day is."""
+
 hypothesis_settings.register_profile("ci", derandomize=True, deadline=None)
 hypothesis_settings.register_profile("long", max_examples=2000, deadline=None)
 hypothesis_settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
@@ -43,7 +54,7 @@ def make_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
 
     def make(name: str, **extra: str) -> Stack:
         settings_file: Path = tmp_path_factory.mktemp("settings") / "env"
-        settings_file.write_text("")
+        settings_file.write_text(BY_HAND_ONLY)
         stack = Stack(
             project=f"stacktest-{name}-{os.getpid()}",
             port=free_port(),

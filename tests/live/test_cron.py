@@ -31,7 +31,13 @@ def test_a_job_runs_by_its_schedule_and_leaves_its_result(stack: Stack) -> None:
         log = stack.compose("logs", "--no-color", "cron").stdout
         assert "stackops job verify" in log
     finally:
-        stack.compose("up", "--detach", "--wait", "--no-build", "--no-deps", "cron")
+        stack.compose("up", "--detach", "--wait", "--no-build", "cron")
+
+
+def test_the_first_set_of_a_stack_that_nobody_has_used_passes_the_drill(stack: Stack) -> None:
+    first, *_ = json.loads(stack.verb("backup", "list", "--json").stdout)
+    assert first["label"] == "first"
+    assert json.loads(stack.verb("backup", "drill", first["set"], "--json").stdout)["set"] == first["set"]
 
 
 def test_a_schedule_that_is_none_is_refused_before_anything_is_changed(stack: Stack) -> None:
