@@ -491,6 +491,26 @@ def test_seeded_runs_are_runs_of_mlflow(database: str) -> None:
         assert run.data.params["p1"] == "3"
 
 
+def test_indexes_that_are_put_away_come_back_as_they_were(database: str) -> None:
+    described = (
+        "SELECT tablename, indexname, indexdef, contype FROM pg_indexes"
+        " LEFT JOIN pg_constraint ON conindid = indexname::regclass AND contype = 'p' ORDER BY 1, 2"
+    )
+    with psycopg2.connect(database) as connection, connection.cursor() as cursor:
+        cursor.execute("CREATE INDEX one_more ON metrics (run_uuid) INCLUDE (value) WHERE step > 7")
+        cursor.execute(described)
+        before = cursor.fetchall()
+        cursor.execute(seeding.INDEXES_AWAY)
+        cursor.execute(described)
+        left = {name for table, name, *_ in cursor.fetchall()}
+        assert {name for table, name, *_ in before if table == "metrics"}.isdisjoint(left)
+        assert "run_pk" in left
+        cursor.execute(seeding.INDEXES_BACK)
+        cursor.execute(described)
+        assert cursor.fetchall() == before
+    connection.close()
+
+
 def test_what_pages_show_much_of_is_mlflows(database: str) -> None:
     from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore as Registry
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
