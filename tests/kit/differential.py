@@ -173,7 +173,8 @@ class Names:
             self._of_id[identifier.upper()] = self._of_id[identifier].upper()
         self._pattern = None
 
-    def _name_all(self, text: str) -> str:
+    def name_all(self, text: str) -> str:
+        """Return a text with names for ids."""
         if not self._of_id:
             return text
         if self._pattern is None:
@@ -231,7 +232,7 @@ class Names:
                 r"\b([0-9a-f]{32}|7\d{8})\b", lambda found: self._of_id.get(found[0], "<no id>"), text
             )
             text = GENERATED.sub("<generated name>", text)
-        text = self._name_all(text)
+        text = self.name_all(text)
         text = re.sub(
             r"(?<![\w.])\d{13}(?![\w.])", lambda n: "<now>" if self._is_now(int(n[0])) else n[0], text
         )

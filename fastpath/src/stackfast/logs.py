@@ -32,7 +32,7 @@ from stackfast.requests import (
 RUN_NAME = "mlflow.runName"
 METRICS, PARAMS_OR_TAGS, ENTITIES = 1000, 100, 1000
 _METRIC_FIELDS = frozenset({"run_id", "run_uuid", "key", "value", "timestamp", "step"})
-_POINT_FIELDS = frozenset({"key", "value", "timestamp", "step"})
+_POINT_FIELDS = frozenset({"run_id", "key", "value", "timestamp", "step"})
 _PAIR_FIELDS = frozenset({"key", "value"})
 _ONE_FIELDS = frozenset({"run_id", "run_uuid", "key", "value"})
 _BATCH_FIELDS = frozenset({"run_id", "metrics", "params", "tags"})
@@ -51,7 +51,9 @@ class Log:
     tags: dict[str, str] = field(default_factory=dict)
 
     def add_metric(self, given: dict[str, Any]) -> None:
-        """Add a point. NaN and infinities are strings in JSON, and MLflow's."""
+        """Add a point; clients may name its run. NaN and infinities are strings in JSON, and MLflow's."""
+        if given.get("run_id", self.run_id) != self.run_id:
+            raise NotMineError("run id")
         value = given.get("value")
         if type(value) is int:
             value = float(int64_of(value))

@@ -39,9 +39,10 @@ _WORDS = frozenset().union(
 """What sqlparse does not take for a name where no dot is beside it; in capitals."""
 _WORDS_AFTER_A_DOT = frozenset({"AS", "CASE", "FROM", "IN", "USING", "VALUES"})
 """What sqlparse takes for a word of SQL even there (all of its words were tried)."""
+_PART = "[A-Za-z_][A-Za-z0-9_]*"
 _NAME = (
     r"(?:(?P<kind>[a-z]+)\.)?"
-    r"(?:(?P<plain>[A-Za-z_][A-Za-z0-9_]*)|(?P<quote>[`\"])(?P<quoted>[\w\-./: ]+)(?P=quote))"
+    rf"(?:(?P<plain>{_PART}(?:\.{_PART})*)|(?P<quote>[`\"])(?P<quoted>[\w\-./: ]+)(?P=quote))"
 )
 _FILTER = re.compile(
     _NAME + r" (?P<compare>=|!=|<=|>=|<|>|LIKE|ILIKE|IN) "
@@ -72,7 +73,7 @@ def _name(match: re.Match[str]) -> tuple[str, str]:
         raise NotMineError("filter")
     if match["kind"] is None and (match["quoted"] or key.upper() in _WORDS):
         raise NotMineError("filter")
-    if match["plain"] and key.upper() in _WORDS_AFTER_A_DOT:
+    if match["plain"] and not _WORDS_AFTER_A_DOT.isdisjoint(key.upper().split(".")):
         raise NotMineError("filter")
     if match["quoted"] and key != key.strip():
         raise NotMineError("filter")
