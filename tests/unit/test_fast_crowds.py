@@ -281,7 +281,7 @@ def test_points_are_written_in_one_order_whatever_order_they_come_in(
 
 def test_a_page_of_many_bytes_and_what_has_no_value_or_time_are_mlflows(address: str, tmp_path: Path) -> None:
     async def do(found: Service) -> None:
-        made = [await found.run() for _ in range(20)]
+        made = [await found.run() for _ in range(25)]
         await found.look.execute(
             "INSERT INTO datasets (dataset_uuid, experiment_id, name, digest, dataset_source_type,"
             " dataset_source, dataset_schema) VALUES ('large', $1, 'd', 'x', 't', 's', repeat('x', 1000000))",
@@ -361,10 +361,30 @@ def test_a_page_that_is_far_longer_as_json_counts_as_what_it_is(
             200,
             sorted(params, key=lambda each: each["key"]),
         )
-        for limit in ("PAGE_BYTES", "TOGETHER_BYTES"):
-            with monkeypatch.context() as patch:
-                patch.setattr(records, limit, 500_000)  # they have 100,000, and 600,000 in JSON
-                assert (await found.post("runs/search", **page))[0] == 418
+        with monkeypatch.context() as patch:
+            patch.setattr(records, "BYTES", 500_000)  # they have 100,000, and 600,000 in JSON
+            assert (await found.post("runs/search", **page))[0] == 418
+        assert not records._under_way
+
+    work(address, tmp_path, do)
+
+
+def test_a_page_that_is_read_in_portions_is_whole_and_in_order(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "PORTION", 2)
+
+    async def do(found: Service) -> None:
+        made = [await found.run() for _ in range(7)]
+        longer = {"key": "p", "value": "\1" * 5000}  # six times in JSON
+        assert (await found.post("runs/log-batch", run_id=made[4], params=[longer]))[0] == 200
+        page = {"experiment_ids": [found.experiment_id], "order_by": ["attributes.start_time ASC"]}
+        status, answer = await found.post("runs/search", **page)
+        started = [(run["info"]["start_time"], run["info"]["run_id"]) for run in answer["runs"]]
+        assert (status, started) == (200, sorted(started))
+        assert {run_id for _, run_id in started} == set(made)
+        params = [run["data"]["params"] for run in answer["runs"] if "params" in run["data"]]
+        assert params == [[longer]]
         assert not records._under_way
 
     work(address, tmp_path, do)
@@ -377,7 +397,9 @@ def test_large_pages_at_once_are_mlflows(
         run_id = await found.run()
         page = {"experiment_ids": [found.experiment_id]}
         with monkeypatch.context() as patch:
-            patch.setattr(records, "_under_way", [records.TOGETHER_BYTES])
+            another = records._Room()
+            another.grow(records.BYTES)
+            patch.setattr(records, "_under_way", [another])
             assert (await found.post("runs/search", **page))[0] == 418
         status, answer = await found.post("runs/search", **page)
         assert (status, answer["runs"][0]["info"]["run_id"]) == (200, run_id)

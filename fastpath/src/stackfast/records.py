@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import asyncpg
 
 from stackfast.database import run_on
 from stackfast.outcomes import NotMineError
 
-ENTRIES, PAGE_BYTES, NOT_ASCII_BYTES = 150_000, 16 << 20, 4 << 20
-"""A page with more metrics, params, tags or inputs, or larger, is MLflow's: the memory here is small."""
-TOGETHER_BYTES = 20 << 20
-"""Of all pages under way; each takes up to six times its size, nine times if not all of it is ASCII."""
+ENTRIES, BYTES = 300_000, 20 << 20
+"""Pages under way with more metrics, params, tags or inputs (each), or more bytes in all, are MLflow's: the
+memory here is small."""
+PORTION, NOT_ASCII_BYTES = 1000, 4 << 20
+"""So many runs are read at once: they take up to six times their size, nine times if not all is ASCII."""
 
 
 def _sizes(table: str, size: str, where: str = "run_uuid = ANY($1::text[])") -> str:
@@ -129,9 +128,6 @@ FROM page, (SELECT sum(octet_length(record)) AS size FROM page) AS whole"""
 PAGE = _whole({"dataset_inputs": _DATASETS})
 SINGLE = _whole({"dataset_inputs": _DATASETS, "model_inputs": _models("RUN_INPUT", "MODEL_INPUT")})
 
-_under_way: list[int] = []
-"""The sizes of the pages that are: at least what their JSON has, before it is made ASCII."""
-
 
 async def whole_runs(
     connection: asyncpg.Connection, run_ids: list[str], *, with_model_inputs: bool = False
@@ -144,29 +140,55 @@ async def whole_runs(
         return []
     ((size,),) = await run_on(connection, SIZE, run_ids)
     size += 600 * len(run_ids)
-    if size <= PAGE_BYTES:  # a half more for JSON in texts: its quotes are two bytes each
-        size = min(size * 3 // 2, PAGE_BYTES)
+    if size <= BYTES:  # a half more for JSON in texts: its quotes are two bytes each
+        size = min(size * 3 // 2, BYTES)
     statement = SINGLE if with_model_inputs else PAGE
+    records: list[bytes] = []
+    with _Room() as room:
+        room.grow(size)
+        for begin in range(0, len(run_ids), PORTION):
+            records += await _portion(connection, statement, run_ids[begin : begin + PORTION], room)
+    return records
+
+
+class _Room:
+    """What a page may take of BYTES; `left` of it is not yet used."""
+
+    def __init__(self) -> None:
+        self.size = self.left = 0
+
+    def grow(self, size: int) -> None:
+        """Take so many bytes more. Raise NotMineError if there are none."""
+        if self.size + size > BYTES:
+            raise NotMineError("large")
+        if sum(each.size for each in _under_way) + size > BYTES:
+            raise NotMineError("busy")
+        self.size += size
+        self.left += size
+
+    def __enter__(self) -> _Room:
+        _under_way.append(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _under_way.remove(self)
+
+
+_under_way: list[_Room] = []
+"""The pages that are: at least what their JSON has, before it is made ASCII."""
+
+
+async def _portion(
+    connection: asyncpg.Connection, statement: str, run_ids: list[str], room: _Room
+) -> list[bytes]:
     for _ in range(2):
-        with _room_for(size):
-            rows = await run_on(connection, statement, run_ids, size)
-            if not rows or (rows[0]["size"] or 0) <= size:
-                return await _in_order(run_ids, {row["run_uuid"]: row["record"] for row in rows})
-        size = int(rows[0]["size"])  # texts that are far longer in JSON: control characters
+        rows = await run_on(connection, statement, run_ids, room.left)
+        size = int(rows[0]["size"] or 0) if rows else 0
+        if size <= room.left:
+            room.left -= size
+            return await _in_order(run_ids, {row["run_uuid"]: row["record"] for row in rows})
+        room.grow(size - room.left)  # texts that are far longer in JSON: control characters
     raise NotMineError("large")
-
-
-@contextmanager
-def _room_for(size: int) -> Iterator[None]:
-    if size > PAGE_BYTES:
-        raise NotMineError("large")
-    if sum(_under_way) + size > TOGETHER_BYTES:
-        raise NotMineError("busy")
-    _under_way.append(size)
-    try:
-        yield
-    finally:
-        _under_way.remove(size)
 
 
 async def _in_order(run_ids: list[str], found: dict[str, str | None]) -> list[bytes]:

@@ -20,7 +20,7 @@ from stackfast.requests import Request, experiment_id_of, int64_of, json_object,
 from stackfast.searching import FEW, Arguments, Clause, begins_with_metric, clauses, condition, lookups, order
 
 EXPERIMENTS = 1000
-PAGE_LIMIT, PAGE_DEFAULT = 1000, 1000
+PAGE_LIMIT, PAGE_DEFAULT = 10_000, 1000
 """The default is MLflow's; larger pages are MLflow's too."""
 OFFSET_LIMIT = 1_000_000
 SOON_MS = 200
