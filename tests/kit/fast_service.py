@@ -54,7 +54,7 @@ async def service(address: str, folder: Path, **options: str):
 
     gate = Gate()
     writer = Database(lambda: connect({**WRITING, **options}), 4, gate.check)
-    reader = Database(lambda: connect(READING), 1, gate.check)
+    reader = Database(lambda: connect(READING), 2, gate.check)
     counters = Counters()
     router = Router(routes(writer, reader, writes=True), counters, AuditRecorder(AuditLog(folder)))
     look = await asyncpg.connect(address)

@@ -18,7 +18,7 @@ import pytest
 
 from kit.fast_service import Service, work
 from kit.mlflow_tables import mlflow_tables
-from stackfast import batcher, database, experiments, logs, protocol, records, runs
+from stackfast import batcher, database, experiments, logs, protocol, records, runs, search
 from stackfast.database import WRITING, Database
 from stackfast.outcomes import NotMineError
 from stackfast.protocol import Connections
@@ -403,6 +403,39 @@ def test_large_pages_at_once_are_mlflows(
             assert (await found.post("runs/search", **page))[0] == 418
         status, answer = await found.post("runs/search", **page)
         assert (status, answer["runs"][0]["info"]["run_id"]) == (200, run_id)
+
+    work(address, tmp_path, do)
+
+
+def test_large_pages_wait_for_each_other_and_not_for_ever(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = asyncio.Event()
+    at_once = [0, 0]
+    run_on = records.run_on
+
+    async def noted(connection: asyncpg.Connection, text: str, *values: object) -> list[asyncpg.Record]:
+        at_once[0] += 1
+        at_once[1] = max(at_once)
+        await there.wait()
+        try:
+            return await run_on(connection, text, *values)
+        finally:
+            at_once[0] -= 1
+
+    monkeypatch.setattr(records, "run_on", noted)
+
+    async def do(found: Service) -> None:
+        await found.run()
+        page = {"experiment_ids": [found.experiment_id], "max_results": 10_000}
+        asked = [asyncio.create_task(found.post("runs/search", **page)) for _ in range(3)]
+        await asyncio.sleep(0.2)
+        with monkeypatch.context() as patch:
+            patch.setattr(search, "TURN_SECONDS", 0.05)
+            assert (await found.post("runs/search", **page))[0] == 418
+        there.set()
+        assert [status for status, _ in await asyncio.gather(*asked)] == [200] * 3
+        assert at_once[1] == 1
 
     work(address, tmp_path, do)
 

@@ -5,9 +5,12 @@ First the ids of the runs that a clause leaves, where they are few; then the pag
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
@@ -22,6 +25,8 @@ from stackfast.searching import FEW, Arguments, Clause, begins_with_metric, clau
 EXPERIMENTS = 1000
 PAGE_LIMIT, PAGE_DEFAULT = 10_000, 1000
 """The default is MLflow's; larger pages are MLflow's too."""
+LARGE, TURN_SECONDS = 1000, 5.0
+"""Pages that may be larger are put together one after the other, and are MLflow's after that wait."""
 OFFSET_LIMIT = 1_000_000
 SOON_MS = 200
 """What a look at only the runs that have a metric, or are few, may take; then all are looked at."""
@@ -45,6 +50,21 @@ class Search:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._turn = asyncio.Lock()
+
+    @asynccontextmanager
+    async def _in_turn(self, limit: int) -> AsyncIterator[None]:
+        if limit <= LARGE:
+            yield
+            return
+        try:
+            await asyncio.wait_for(self._turn.acquire(), TURN_SECONDS)
+        except TimeoutError:
+            raise NotMineError("busy") from None
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     async def search(self, request: Request) -> bytes:
         """Answer runs/search."""
@@ -90,7 +110,7 @@ class Search:
 
         order(orders, Arguments())  # what is not the fast path's is found before anything is asked
         try:
-            async with self._database.connection() as connection:
+            async with self._in_turn(limit), self._database.connection() as connection:
                 few = await _of_rare_clause(connection, wanted)
                 ids: list[str] = []
                 by_metric = few is None and begins_with_metric(orders)
