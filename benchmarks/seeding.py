@@ -173,7 +173,9 @@ def seed(stack: Stack, database: str, tables: Tables, wanted: Sequence[int | str
         psql = ("psql", "--host=/run/postgresql", "--username=postgres", "--quiet", "--output=/dev/null")
         options = ("--single-transaction", "--set=ON_ERROR_STOP=1", f"--dbname={database}")
         # Foreign keys hold already.
-        given = "SET session_replication_role = replica;" + INDEXES_AWAY + script(what, tables) + INDEXES_BACK
+        given = "SET session_replication_role = replica;" + script(what, tables)
+        if isinstance(what, int) and what >= LARGEST_FOR_ALL:
+            given = INDEXES_AWAY + given + INDEXES_BACK
         stack.compose("exec", "-T", "postgres", *psql, *options, given=given, timeout=3600)
     stack.compose(
         *("exec", "-T", "postgres", "psql", "--host=/run/postgresql", "--username=postgres"),

@@ -21,6 +21,7 @@ from kit.stack import ROOT
 RECORDED = sorted((ROOT / "tests" / "data" / "clients").glob("*.json"))
 MLFLOWS = ('"NaN"', '"another name"', '"renamed"')
 """What is in bodies that MLflow takes and the fast path leaves to it."""
+assert RECORDED
 START = 1700000000000
 See = Callable[[Any], None]
 

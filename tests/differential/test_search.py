@@ -655,6 +655,49 @@ def test_all_pages(pair: Pair, seed: Seed, given_fields: dict[str, Any], page: i
     assert len(seen) > 10
 
 
+MANY = f"""
+CREATE TEMP TABLE many AS SELECT md5('many ' || n) AS id, n FROM generate_series(1, 2300) AS n;
+INSERT INTO runs ({RUN_COLUMNS}) SELECT id, 'run ' || n, 'UNKNOWN', '', '', 'ada', 'FINISHED',
+    {START} + n / 3, {START} + n, '', CASE n % 50 WHEN 0 THEN 'deleted' ELSE 'active' END,
+    'mlflow-artifacts:/many/' || id || '/artifacts', {{experiment}} FROM many;
+INSERT INTO latest_metrics (run_uuid, key, value, timestamp, step, is_nan)
+    SELECT id, 'loss', n % 100 / 8.0, {START} + n, n, n % 40 = 39 FROM many WHERE n % 7 <> 0;
+INSERT INTO params (run_uuid, key, value)
+    SELECT id, 'size', CASE WHEN n % 900 = 5 THEN 'größe' ELSE (n % 4)::text END FROM many;
+INSERT INTO tags (run_uuid, key, value) SELECT id, 'mlflow.runName', 'run ' || n FROM many;
+DROP TABLE many
+"""
+
+
+@pytest.fixture(scope="module")
+def many(pair: Pair) -> Seed:
+    """An experiment of more runs than are read at once."""
+    pair.begin(run=False)
+    found = {}
+    for side in pair.sides:
+        found[side.name] = [side.names.fill(EXPERIMENT.encode()).decode()]
+        side.tables.execute(MANY.format(experiment=found[side.name][0]))
+    return found
+
+
+LARGE = {
+    "default": {},
+    "of all stages": {"run_view_type": "ALL", "order_by": ["attributes.start_time ASC"]},
+    "by a metric": {"order_by": ["metrics.loss DESC"]},
+    "filter": {"filter": "metrics.loss < 10 and params.size != '2'"},
+}
+
+
+@pytest.mark.parametrize("given_fields", LARGE.values(), ids=list(LARGE))
+def test_large_pages(pair: Pair, many: Seed, given_fields: dict[str, Any]) -> None:
+    pair.begin_in(many)
+    everything = pair.send(search(**given_fields, max_results=10_000))
+    assert len(everything["runs"]) > 1100
+    first = pair.send(search(**given_fields, max_results=1050))
+    rest = pair.send(search(**given_fields, max_results=10_000, page_token=token(1050)))
+    assert first["runs"] + rest["runs"] == everything["runs"]
+
+
 NAMES = [
     "loss",
     "`val/acc 1`",

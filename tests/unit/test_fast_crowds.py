@@ -361,10 +361,11 @@ def test_a_page_that_is_far_longer_as_json_counts_as_what_it_is(
             200,
             sorted(params, key=lambda each: each["key"]),
         )
-        with monkeypatch.context() as patch:
-            patch.setattr(records, "BYTES", 500_000)  # they have 100,000, and 600,000 in JSON
-            assert (await found.post("runs/search", **page))[0] == 418
-        assert not records._under_way
+        for limit in ("page", "together"):
+            with monkeypatch.context() as patch:
+                patch.setattr(records.FOR_ALL, limit, 500_000)  # they have 100,000, and 600,000 in JSON
+                assert (await found.post("runs/search", **page))[0] == 418
+        assert records.FOR_ALL.taken == 0
 
     work(address, tmp_path, do)
 
@@ -375,17 +376,112 @@ def test_a_page_that_is_read_in_portions_is_whole_and_in_order(
     monkeypatch.setattr(records, "PORTION", 2)
 
     async def do(found: Service) -> None:
-        made = [await found.run() for _ in range(7)]
+        made = [await found.run(start_time=100 - number % 3) for number in range(7)]
         longer = {"key": "p", "value": "\1" * 5000}  # six times in JSON
         assert (await found.post("runs/log-batch", run_id=made[4], params=[longer]))[0] == 200
         page = {"experiment_ids": [found.experiment_id], "order_by": ["attributes.start_time ASC"]}
+        for more in ({}, {"max_results": 10_000}):
+            status, answer = await found.post("runs/search", **page, **more)
+            started = [(run["info"]["start_time"], run["info"]["run_id"]) for run in answer["runs"]]
+            assert (status, started) == (200, sorted(started))
+            assert {run_id for _, run_id in started} == set(made)
+            params = [run["data"]["params"] for run in answer["runs"] if "params" in run["data"]]
+            assert params == [[longer]]
+        assert records.FOR_ALL.taken == records.FOR_LARGE.taken == 0
+
+    work(address, tmp_path, do)
+
+
+def test_all_portions_of_a_page_count_and_what_they_are_in_ascii(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "PORTION", 2)
+
+    async def do(found: Service) -> None:
+        made = [await found.run() for _ in range(6)]
+        page = {"experiment_ids": [found.experiment_id], "max_results": 10_000}
+
+        async def is_answered(**limits: int) -> bool:
+            with monkeypatch.context() as patch:
+                for name, value in limits.items():
+                    patch.setattr(records.FOR_LARGE, name, value)
+                status = (await found.post("runs/search", **page))[0]
+            assert records.FOR_LARGE.taken == 0
+            return status == 200
+
+        async def tag_all(text: str) -> None:
+            for run_id in made:
+                logged = await found.post("runs/set-tag", run_id=run_id, key="t", value=text)
+                assert logged[0] == 200
+
+        await tag_all("\1" * 1000)  # six runs of about 1,500 bytes by their texts, and 6,500 in JSON
+        assert await is_answered(page=45_000)
+        assert not await is_answered(page=30_000)  # more than four of them, all of the six would need more
+        await tag_all("ж" * 1000)  # 2,500 bytes, and 6,500 in ASCII
+        assert await is_answered(page=45_000)
+        assert not await is_answered(page=30_000)
+        with monkeypatch.context() as patch:
+            patch.setattr(records, "NOT_ASCII_BYTES", 4000)  # of a portion
+            assert not await is_answered()
+            patch.setattr(records, "NOT_ASCII_BYTES", 7000)
+            assert await is_answered()
+
+    work(address, tmp_path, do)
+
+
+def test_a_page_of_many_entries_is_mlflows(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def do(found: Service) -> None:
+        run_id = await found.run()
+        page = {"experiment_ids": [found.experiment_id]}
+        for kind in ("metrics", "params", "tags"):
+            points = [{"key": f"k{number}", "value": 1, "timestamp": 1, "step": 1} for number in range(9)]
+            pairs = [{"key": f"k{number}", "value": "1"} for number in range(9)]
+            given = {kind: points if kind == "metrics" else pairs}
+            assert (await found.post("runs/log-batch", run_id=run_id, **given))[0] == 200
+            for entries, status in ((9, 418), (12, 200)):  # a run has up to two tags of its own
+                monkeypatch.setattr(records, "SIZE", records.size_of(entries))
+                assert (await found.post("runs/search", **page))[0] == status
+
+    work(address, tmp_path, do)
+
+
+def test_a_page_in_portions_is_of_one_moment_and_has_an_end(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "PORTION", 2)
+    between: list[str] = []
+    portion = records._portion
+
+    async def do(found: Service) -> None:
+        made = [await found.run() for _ in range(6)]
+        filter_string = "attributes.status = 'RUNNING'"
+        page = {"experiment_ids": [found.experiment_id], "filter": filter_string, "max_results": 10_000}
+
+        async def slow(*arguments: Any) -> list[bytes]:
+            for statement in between:
+                await found.look.execute(statement)
+            return await portion(*arguments)
+
+        monkeypatch.setattr(records, "_portion", slow)
+        between.append("UPDATE runs SET status = 'KILLED', lifecycle_stage = 'deleted'")
         status, answer = await found.post("runs/search", **page)
-        started = [(run["info"]["start_time"], run["info"]["run_id"]) for run in answer["runs"]]
-        assert (status, started) == (200, sorted(started))
-        assert {run_id for _, run_id in started} == set(made)
-        params = [run["data"]["params"] for run in answer["runs"] if "params" in run["data"]]
-        assert params == [[longer]]
-        assert not records._under_way
+        assert (status, len(answer["runs"])) == (200, len(made))
+        assert {(run["info"]["status"], run["info"]["lifecycle_stage"]) for run in answer["runs"]} == {
+            ("RUNNING", "active")
+        }
+        assert (await found.post("runs/search", **page)) == (200, {})
+        between[:] = ["UPDATE runs SET status = 'RUNNING', lifecycle_stage = 'active'"]
+        await found.look.execute(between[0])
+        assert len((await found.post("runs/search", **page))[1]["runs"]) == len(made)
+        monkeypatch.setattr(search, "PAGE_SECONDS", -1.0)
+        assert (await found.post("runs/search", **page))[0] == 418
+        monkeypatch.setattr(search, "PAGE_SECONDS", 8.0)
+        with monkeypatch.context() as patch:
+            patch.setattr(records, "SIZE", "SELECT 1 / 0 WHERE $1::text[] IS NOT NULL")
+            assert [(await found.post("runs/search", **page))[0] for _ in range(3)] == [418] * 3
+        assert [(await found.post("runs/search", **page))[0] for _ in range(3)] == [200] * 3
 
     work(address, tmp_path, do)
 
@@ -397,10 +493,9 @@ def test_large_pages_at_once_are_mlflows(
         run_id = await found.run()
         page = {"experiment_ids": [found.experiment_id]}
         with monkeypatch.context() as patch:
-            another = records._Room()
-            another.grow(records.BYTES)
-            patch.setattr(records, "_under_way", [another])
+            patch.setattr(records.FOR_ALL, "taken", records.FOR_ALL.together)
             assert (await found.post("runs/search", **page))[0] == 418
+            assert (await found.post("runs/search", **page, max_results=10_000))[0] == 200
         status, answer = await found.post("runs/search", **page)
         assert (status, answer["runs"][0]["info"]["run_id"]) == (200, run_id)
 

@@ -26,7 +26,7 @@ AWAY_SECONDS = 1.0
 WAIT_SECONDS = 2.0
 STATEMENT_TIMEOUT_MS = 4000
 SEARCH_TIMEOUT_MS = 1500
-"""A search is MLflow's if one of its statements (two for the page, one a clause) is slower than this."""
+"""A search is MLflow's if one of its statements (for a clause, the ids, the sizes, a portion) is slower."""
 _TIMEOUT = "SELECT set_config('statement_timeout', $1::text, false)"
 LOCK_TIMEOUT_MS = 150
 """All of a batch wait while one of it waits for a lock: then each goes alone."""
@@ -260,6 +260,19 @@ async def within(connection: asyncpg.Connection, milliseconds: int) -> AsyncIter
         try:
             await run_on(connection, _TIMEOUT, str(SEARCH_TIMEOUT_MS))
         except UndoneError as error:  # too slow for itself: with this timeout nobody else shall have it
+            raise UnknownOutcomeError(error.sqlstate) from error
+
+
+@asynccontextmanager
+async def snapshot(connection: asyncpg.Connection) -> AsyncIterator[None]:
+    """Let the statements on a held connection see the rows of one moment. They only read."""
+    await run_on(connection, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+    try:
+        yield
+    finally:
+        try:
+            await run_on(connection, "ROLLBACK")
+        except UndoneError as error:  # nobody else shall have this connection
             raise UnknownOutcomeError(error.sqlstate) from error
 
 

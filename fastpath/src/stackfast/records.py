@@ -4,42 +4,51 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+from dataclasses import dataclass
 
 import asyncpg
 
 from stackfast.database import run_on
 from stackfast.outcomes import NotMineError
 
-ENTRIES, BYTES = 300_000, 20 << 20
-"""Pages under way with more metrics, params, tags or inputs (each), or more bytes in all, are MLflow's: the
-memory here is small."""
-PORTION, NOT_ASCII_BYTES = 1000, 4 << 20
-"""So many runs are read at once: they take up to six times their size, nine times if not all is ASCII."""
-
-
-def _sizes(table: str, size: str, where: str = "run_uuid = ANY($1::text[])") -> str:
-    return f"SELECT {size} AS size FROM {table} WHERE {where} LIMIT {ENTRIES}"
-
-
+ENTRIES = 300_000
+"""A page with more metrics, params, tags or inputs (of each) is MLflow's."""
+PORTION = 1001
+"""So many runs are read at once: a page of 1,000 and the one more."""
+NOT_ASCII_BYTES = 4 << 20
+"""A portion that is larger and not all ASCII is MLflow's: to make it that takes nine times its size."""
 _PAIR = "CASE WHEN value IS NULL THEN 1 << 30 ELSE 30 + octet_length(key) + octet_length(value) END"
-# About the bytes of the JSON. A tag without a value, as old servers have left, is MLflow's too; so is a
-# metric without a time.
-SIZE = " + ".join(
-    f"(SELECT coalesce(sum(size), 0) + CASE count(*) WHEN {ENTRIES} THEN 1 << 30 ELSE 0 END FROM ({each}) t)"
-    for each in (
-        _sizes("latest_metrics", "CASE WHEN timestamp IS NULL THEN 1 << 30 ELSE 80 + octet_length(key) END"),
-        _sizes("params", _PAIR),
-        _sizes("tags", _PAIR),
-        _sizes(
+
+
+def size_of(entries: int) -> str:
+    """Return the statement for about the bytes of the JSON of runs.
+
+    Far too many where there are as many entries, and where a tag has no value, as old servers have left, or
+    a metric no time: these are MLflow's too.
+    """
+
+    def sizes(table: str, size: str, where: str = "run_uuid = ANY($1::text[])") -> str:
+        rows = f"SELECT {size} AS size FROM {table} WHERE {where} LIMIT {entries}"
+        more = f"CASE count(*) WHEN {entries} THEN 1 << 30 ELSE 0 END"
+        return f"(SELECT coalesce(sum(size), 0) + {more} FROM ({rows}) AS counted)"
+
+    all_of_it = (
+        sizes("latest_metrics", "CASE WHEN timestamp IS NULL THEN 1 << 30 ELSE 80 + octet_length(key) END"),
+        sizes("params", _PAIR),
+        sizes("tags", _PAIR),
+        sizes(
             "inputs JOIN datasets ON dataset_uuid = source_id LEFT JOIN input_tags USING (input_uuid)",
             "400 + coalesce(octet_length(dataset_schema), 0) + coalesce(octet_length(dataset_profile), 0)"
             " + octet_length(dataset_source) + coalesce(octet_length(input_tags.value), 0)",
             "destination_type = 'RUN' AND destination_id = ANY($1::text[])",
         ),
-        _sizes("inputs", "100", "source_type = 'RUN_OUTPUT' AND source_id = ANY($1::text[])"),
+        sizes("inputs", "100", "source_type = 'RUN_OUTPUT' AND source_id = ANY($1::text[])"),
     )
-)
-SIZE = f"SELECT ({SIZE})::bigint"
+    return f"SELECT ({' + '.join(all_of_it)})::bigint"
+
+
+SIZE = size_of(ENTRIES)
 
 
 def _object(**fields: str) -> str:
@@ -129,53 +138,81 @@ PAGE = _whole({"dataset_inputs": _DATASETS})
 SINGLE = _whole({"dataset_inputs": _DATASETS, "model_inputs": _models("RUN_INPUT", "MODEL_INPUT")})
 
 
+@dataclass
+class Memory:
+    """How many bytes a page may have, and all that are under way together.
+
+    Pages take up to six times their size; of those that are read in portions the most has been four times.
+    """
+
+    page: int
+    together: int
+    taken: int = 0
+
+
+FOR_ALL = Memory(16 << 20, 20 << 20)
+FOR_LARGE = Memory(32 << 20, 32 << 20)
+"""For pages that wait for each other: they leave the others their room."""
+
+
 async def whole_runs(
-    connection: asyncpg.Connection, run_ids: list[str], *, with_model_inputs: bool = False
+    connection: asyncpg.Connection,
+    run_ids: list[str],
+    *,
+    with_model_inputs: bool = False,
+    memory: Memory = FOR_ALL,
+    until: float = math.inf,
 ) -> list[bytes]:
     """Return the JSON of runs in the order of their ids.
 
-    Raise NotMineError if one is not there, is odd, or there is too much of them.
+    Raise NotMineError if one is not there, is odd, there is too much of them, or some are still to be read
+    at a time of the event loop.
     """
     if not run_ids:
         return []
     ((size,),) = await run_on(connection, SIZE, run_ids)
     size += 600 * len(run_ids)
-    if size <= BYTES:  # a half more for JSON in texts: its quotes are two bytes each
-        size = min(size * 3 // 2, BYTES)
+    if size <= memory.page:  # a half more for JSON in texts: its quotes are two bytes each
+        size = min(size * 3 // 2, memory.page)
     statement = SINGLE if with_model_inputs else PAGE
     records: list[bytes] = []
-    with _Room() as room:
+    with _Room(memory) as room:
         room.grow(size)
         for begin in range(0, len(run_ids), PORTION):
+            if asyncio.get_running_loop().time() > until:
+                raise NotMineError("slow")
             records += await _portion(connection, statement, run_ids[begin : begin + PORTION], room)
     return records
 
 
 class _Room:
-    """What a page may take of BYTES; `left` of it is not yet used."""
+    """What a page takes of the memory; `left` of it is not yet used."""
 
-    def __init__(self) -> None:
-        self.size = self.left = 0
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self._size = self.left = 0
 
     def grow(self, size: int) -> None:
         """Take so many bytes more. Raise NotMineError if there are none."""
-        if self.size + size > BYTES:
+        if self._size + size > self._memory.page:
             raise NotMineError("large")
-        if sum(each.size for each in _under_way) + size > BYTES:
+        if self._memory.taken + size > self._memory.together:
             raise NotMineError("busy")
-        self.size += size
+        self._memory.taken += size
+        self._size += size
         self.left += size
 
+    def use(self, size: int) -> None:
+        """Use so many bytes, and take more if there are not as many left."""
+        if size > self.left:
+            self.grow(size - self.left)
+        self.left -= size
+
     def __enter__(self) -> _Room:
-        _under_way.append(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        _under_way.remove(self)
-
-
-_under_way: list[_Room] = []
-"""The pages that are: at least what their JSON has, before it is made ASCII."""
+        self._memory.taken -= self._size
 
 
 async def _portion(
@@ -185,21 +222,24 @@ async def _portion(
         rows = await run_on(connection, statement, run_ids, room.left)
         size = int(rows[0]["size"] or 0) if rows else 0
         if size <= room.left:
-            room.left -= size
-            return await _in_order(run_ids, {row["run_uuid"]: row["record"] for row in rows})
+            room.use(size)
+            records = _in_order(run_ids, {row["run_uuid"]: row["record"] for row in rows})
+            if all(map(str.isascii, records)):
+                return [record.encode() for record in records]
+            if size > NOT_ASCII_BYTES:
+                raise NotMineError("large")
+            in_ascii = await asyncio.to_thread(_in_ascii, records)  # or it would hold up every other request
+            room.use(sum(map(len, in_ascii)) - size)
+            return in_ascii
         room.grow(size - room.left)  # texts that are far longer in JSON: control characters
     raise NotMineError("large")
 
 
-async def _in_order(run_ids: list[str], found: dict[str, str | None]) -> list[bytes]:
+def _in_order(run_ids: list[str], found: dict[str, str | None]) -> list[str]:
     records = [record for run_id in run_ids if (record := found.get(run_id)) is not None]
     if len(records) < len(run_ids):
         raise NotMineError("odd run")
-    if all(map(str.isascii, records)):
-        return [record.encode() for record in records]
-    if sum(map(len, records)) > NOT_ASCII_BYTES:
-        raise NotMineError("large")
-    return await asyncio.to_thread(_in_ascii, records)  # or it would hold up every other request
+    return records
 
 
 def _in_ascii(records: list[str]) -> list[bytes]:

@@ -10,23 +10,25 @@ import base64
 import json
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 import asyncpg
 
 from stackfast.answers import encode
-from stackfast.database import Database, run_on, within
+from stackfast.database import Database, run_on, snapshot, within
 from stackfast.outcomes import NotMineError, UndoneError
-from stackfast.records import whole_runs
+from stackfast.records import FOR_ALL, FOR_LARGE, whole_runs
 from stackfast.requests import Request, experiment_id_of, int64_of, json_object, list_of, text_of
 from stackfast.searching import FEW, Arguments, Clause, begins_with_metric, clauses, condition, lookups, order
 
 EXPERIMENTS = 1000
 PAGE_LIMIT, PAGE_DEFAULT = 10_000, 1000
 """The default is MLflow's; larger pages are MLflow's too."""
-LARGE, TURN_SECONDS = 1000, 5.0
+LARGE, TURN_SECONDS = 1000, 3.0
 """Pages that may be larger are put together one after the other, and are MLflow's after that wait."""
+PAGE_SECONDS = 8.0
+"""After so long the next portion of a page is not read: nginx waits for 20 s in all."""
 OFFSET_LIMIT = 1_000_000
 SOON_MS = 200
 """What a look at only the runs that have a metric, or are few, may take; then all are looked at."""
@@ -53,8 +55,8 @@ class Search:
         self._turn = asyncio.Lock()
 
     @asynccontextmanager
-    async def _in_turn(self, limit: int) -> AsyncIterator[None]:
-        if limit <= LARGE:
+    async def _turn_of(self, large: bool) -> AsyncIterator[None]:
+        if not large:
             yield
             return
         try:
@@ -108,18 +110,28 @@ class Search:
             )
             return text, arguments.values
 
+        until = asyncio.get_running_loop().time() + PAGE_SECONDS
+        large = limit > LARGE
         order(orders, Arguments())  # what is not the fast path's is found before anything is asked
         try:
-            async with self._in_turn(limit), self._database.connection() as connection:
+            async with self._turn_of(large), self._database.connection() as connection:
                 few = await _of_rare_clause(connection, wanted)
+                by_metric = (
+                    few is None
+                    and begins_with_metric(orders)
+                    and not await _are_few(connection, experiments, offset + limit + 1)
+                )
                 ids: list[str] = []
-                by_metric = few is None and begins_with_metric(orders)
-                if by_metric and not await _are_few(connection, experiments, offset + limit + 1):
-                    ids = await _measured(connection, *statement(measured=True))
-                if len(ids) <= limit:
-                    ids = await _ids(connection, *statement(few))
-                # MLflow reads the one more too, and fails if it cannot.
-                records = (await whole_runs(connection, ids))[:limit]
+                # What is read in portions must be of one moment; there an error would end all of it.
+                async with snapshot(connection) if large else nullcontext():
+                    if by_metric:
+                        measured = _ids if large else _measured
+                        ids = await measured(connection, *statement(measured=True))
+                    if len(ids) <= limit:
+                        ids = await _ids(connection, *statement(few))
+                    # MLflow reads the one more too, and fails if it cannot.
+                    memory = FOR_LARGE if large else FOR_ALL
+                    records = (await whole_runs(connection, ids, memory=memory, until=until))[:limit]
         except UndoneError as error:
             raise NotMineError("refused by the database") from error
         answer = b'{"runs":[' + b",".join(records) + b"]" if records else b"{"
