@@ -100,6 +100,41 @@ def test_every_fast_route_is_answered_fast_for_mlflows_own_client(
     assert {route for route in routes if after.get(route, 0) <= before.get(route, 0)} == set()
 
 
+MANY_RUNS = """
+INSERT INTO runs (run_uuid, name, source_type, source_name, entry_point_name, user_id, status, start_time,
+        source_version, lifecycle_stage, artifact_uri, experiment_id)
+    SELECT md5('many ' || n), 'run ' || n, 'UNKNOWN', '', '', 'ada', 'FINISHED', n, '', 'active',
+        'mlflow-artifacts:/n', {0}
+    FROM generate_series(1, 4000) AS n;
+INSERT INTO params (run_uuid, key, value)
+    SELECT run_uuid, 'long', repeat('ab ', 600) FROM runs WHERE experiment_id = {0} AND start_time <= 4000
+"""
+MANY_GONE = """
+DELETE FROM params WHERE run_uuid IN (SELECT run_uuid FROM runs WHERE experiment_id = {0} AND start_time <= 4000);
+DELETE FROM runs WHERE experiment_id = {0} AND start_time <= 4000
+"""
+
+
+def test_the_calls_of_notebooks_are_answered_fast(stack: Stack, experiment_id: str) -> None:
+    """mlflow.log_metrics names the run in each point, mlflow.search_runs asks for 10,000 runs at once."""
+    stack.psql_script(MANY_RUNS.format(experiment_id))
+    try:
+        before = counted(stack, "fallback")
+        with mlflow.start_run() as run:
+            mlflow.log_params({"a": 1, "b": None})
+            for step in range(3):
+                mlflow.log_metrics({"loss": 1 / (step + 1), "accuracy": step}, step=step)
+        found = mlflow.search_runs()  # 8 MB
+        assert len(found) == 4001
+        assert found["run_id"][0] == run.info.run_id
+        assert found["metrics.accuracy"][0] == 2
+        assert set(found["params.long"][1:]) == {"ab " * 600}
+        assert mlflow.search_runs(filter_string=f"tags.mlflow.parentRunId = '{run.info.run_id}'").empty
+        assert counted(stack, "fallback") == before
+    finally:
+        stack.psql_script(MANY_GONE.format(experiment_id))
+
+
 def test_what_it_does_not_know_is_answered_by_mlflow_and_counted(stack: Stack, experiment_id: str) -> None:
     run_id = mlflow.MlflowClient().create_run(experiment_id).info.run_id
     body = {"run_id": run_id, "key": "k", "value": 1.5, "timestamp": 1, "step": 0}
