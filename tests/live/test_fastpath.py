@@ -110,7 +110,8 @@ INSERT INTO params (run_uuid, key, value)
     SELECT run_uuid, 'long', repeat('ab ', 600) FROM runs WHERE experiment_id = {0} AND start_time <= 4000
 """
 MANY_GONE = """
-DELETE FROM params WHERE run_uuid IN (SELECT run_uuid FROM runs WHERE experiment_id = {0} AND start_time <= 4000);
+DELETE FROM params USING runs
+    WHERE params.run_uuid = runs.run_uuid AND experiment_id = {0} AND start_time <= 4000;
 DELETE FROM runs WHERE experiment_id = {0} AND start_time <= 4000
 """
 

@@ -333,12 +333,16 @@ def test_another_ones_artifacts_are_neither_replaced_nor_deleted(
     assert alice.delete(run, timeout=30).status_code == 200
 
 
-def assert_asked(own: Stack, request_line: str, ports: list[str]) -> None:
-    """Wait until nginx has asked these ports for the last request that begins so, by its log."""
+def assert_asked(own: Stack, user: str, request_line: str, ports: list[str]) -> None:
+    """Wait until nginx has asked these ports for a user's last request that begins so, by its log.
+
+    A refused upload has its line only when nginx no longer waits for the rest of it, maybe after others.
+    """
 
     def last() -> bool:
         said = own.compose("logs", "--no-log-prefix", "--tail", "200", "nginx").stdout
-        line = next((line for line in reversed(said.splitlines()) if f'"{request_line}' in line), "")
+        asked = re.compile(rf' {user} \[[^]]*\] "{re.escape(request_line)}')
+        line = next((line for line in reversed(said.splitlines()) if asked.search(line)), "")
         found = re.findall(r":(\d+)", line.partition("mlflow=")[2])
         assert found == ports
         return True
@@ -361,11 +365,11 @@ def test_mlflow_decides_about_each_artifact_and_nginx_moves_it(
         assert (refused.status_code, DENIED in refused.text) == (403, True), size
     assert alice.get(f"{run}/{name}", timeout=30).status_code == 404
     assert alice.put(f"{run}/{name}", data=body, timeout=60).status_code == 200
-    assert_asked(own, f"PUT {ARTIFACTS}/{work.experiment_id}/", ["9000"])
+    assert_asked(own, "alice", f"PUT {ARTIFACTS}/{work.experiment_id}/", ["9000"])
     ways = {f"{run}/{name}": ARTIFACTS, f"{own.url}/get-artifact?run_uuid={work.run_id}&path={name}": "/get-"}
     for way, path in ways.items():
         assert bob.get(way, timeout=30).content == body
-        assert_asked(own, f"GET {path}", ["5000", "9000"])
+        assert_asked(own, "bob", f"GET {path}", ["5000", "9000"])
         part = bob.get(way, headers={"Range": "bytes=0-2"}, timeout=30)
         assert (part.status_code, part.content) == (206, b"xxx")
         head = bob.head(way, timeout=30)
@@ -378,11 +382,10 @@ def test_mlflow_decides_about_each_artifact_and_nginx_moves_it(
             refused = bob.request(method, way, timeout=30)
             assert refused.status_code == 403, (method, way)
             assert "X-Artifact-Path" not in refused.headers
-            assert_asked(own, f"{method} {path}", ["5000"])
+            assert_asked(own, "bob", f"{method} {path}", ["5000"])
     assert alice.put(f"{run}/{name}", data=b"again", timeout=60).status_code == 200
-    assert_asked(
-        own, f"PUT {ARTIFACTS}/{work.experiment_id}/", ["5000"]
-    )  # what is written over is MLflow's to tell
+    # What is written over is MLflow's to tell.
+    assert_asked(own, "alice", f"PUT {ARTIFACTS}/{work.experiment_id}/", ["5000"])
     assert alice.get(f"{run}/{name}", timeout=30).text == "again"
 
 
