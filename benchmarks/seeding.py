@@ -152,7 +152,7 @@ DO $$ DECLARE one record; BEGIN
     END LOOP;
 END $$;
 """
-"""Without their indexes tables of millions of rows fill some ten times as fast: ids are random."""
+"""Without their indexes tables of millions of rows fill several times as fast: ids are random."""
 
 
 def chart_run(number: int) -> str:
