@@ -103,8 +103,8 @@ def test_every_fast_route_is_answered_fast_for_mlflows_own_client(
 MANY_RUNS = """
 INSERT INTO runs (run_uuid, name, source_type, source_name, entry_point_name, user_id, status, start_time,
         source_version, lifecycle_stage, artifact_uri, experiment_id)
-    SELECT md5('many ' || n), 'run ' || n, 'UNKNOWN', '', '', 'ada', 'FINISHED', n, '', 'active',
-        'mlflow-artifacts:/n', {0}
+    SELECT replace(gen_random_uuid()::text, '-', ''), 'run ' || n, 'UNKNOWN', '', '', 'ada', 'FINISHED', n,
+        '', 'active', 'mlflow-artifacts:/n', {0}
     FROM generate_series(1, 4000) AS n;
 INSERT INTO params (run_uuid, key, value)
     SELECT run_uuid, 'long', repeat('ab ', 600) FROM runs WHERE experiment_id = {0} AND start_time <= 4000
